@@ -1,0 +1,3 @@
+import sys
+from oakum.cli import main
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attacks on a released model: membership inference and model inversion."""

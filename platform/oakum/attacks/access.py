@@ -1,0 +1,144 @@
+"""What an adversary may see, and what it owns. Nothing here holds the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from oakum.models.base import predict_log_probabilities
+
+
+class Access(IntEnum):
+    """What the adversary may query; a higher level includes the lower ones."""
+
+    LABEL = 1
+    SCORES = 2
+    WEIGHTS = 3
+
+
+class AccessError(PermissionError):
+    """An attack asked for more than the access it declares."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Samples that the adversary asks about; whether they are members is not told.
+
+    Attributes:
+        x: (N, *dims) float32 in [0, 1].
+        y: (N,) int64 labels as the training set gave them (for a canary, the label it was planted with).
+        rows: (N,) int64 row ids of the data set.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return int(self.y.shape[0])
+
+
+class Target:
+    """A released model behind the access that an attack declares; counts what is asked of it.
+
+    Args:
+        load_module: returns the released module in eval mode, with frozen weights; called at the first need.
+        access: the attack's declared access.
+        recorded: log-probabilities by row id and label from an earlier pass, so that several attacks share one.
+    """
+
+    def __init__(
+        self,
+        load_module: Callable[[], nn.Module],
+        access: Access,
+        num_classes: int,
+        recorded: dict[int, NDArray[np.float64]] | None = None,
+    ) -> None:
+        self._load_module = load_module
+        self._access = access
+        self._recorded = recorded or {}
+        self._module: nn.Module | None = None
+        self.num_classes = num_classes
+        self.queries = 0
+
+    def scores(self, points: Points) -> NDArray[np.float64]:
+        """Return the released log-probabilities (N, K), float64.
+
+        Raises:
+            AccessError: the attack declared label access only.
+        """
+        self._require(Access.SCORES)
+        self.queries += len(points)
+        rows = points.rows.tolist()
+        if self._recorded and all(row in self._recorded for row in rows):
+            return np.stack([self._recorded[row] for row in rows]) if rows else np.empty((0, self.num_classes))
+        return predict_log_probabilities(self._released(), points.x).numpy()
+
+    def labels(self, points: Points) -> NDArray[np.int64]:
+        """Return the predicted classes (N,)."""
+        self._require(Access.LABEL)
+        self.queries += len(points)
+        return predict_log_probabilities(self._released(), points.x).argmax(dim=1).numpy()
+
+    def module(self) -> nn.Module:
+        """Return the released module itself: eval mode, weights frozen, gradients reach its input.
+
+        Raises:
+            AccessError: the attack did not declare weights access.
+        """
+        self._require(Access.WEIGHTS)
+        return self._released()
+
+    def _released(self) -> nn.Module:
+        if self._module is None:
+            self._module = self._load_module().eval().requires_grad_(False)
+        return self._module
+
+    def _require(self, needed: Access) -> None:
+        if self._access < needed:
+            raise AccessError(f"the attack declares {self._access.name.lower()} access and asked for {needed.name.lower()}")
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """All that the adversary owns beside the target.
+
+    Attributes:
+        generator: the prior's generator, latents (B, Z) -> images (B, C, H, W) in [0, 1]; None without a prior.
+        critic: the prior's critic, images -> (B,); None without one.
+        latent_size: Z.
+        shadow: per shadow model, log-probabilities and labels of its members and non-members.
+        seed: the attack's own seed: its starts and draws depend on nothing else.
+    """
+
+    seed: int = 0
+    generator: nn.Module | None = None
+    critic: nn.Module | None = None
+    latent_size: int = 0
+    shadow: tuple[Shadow, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Evidence of one shadow model: the adversary knows its members.
+
+    Attributes:
+        log_probabilities: (N, K) float64.
+        y: (N,) int64.
+        is_member: (N,) bool.
+    """
+
+    log_probabilities: NDArray[np.float64]
+    y: NDArray[np.int64]
+    is_member: NDArray[np.bool_]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of the module's first parameter, or the CPU when it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

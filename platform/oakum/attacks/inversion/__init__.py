@@ -1,0 +1,1 @@
+"""Model inversion: what does a class look like? One file per attack."""

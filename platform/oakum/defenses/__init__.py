@@ -1,0 +1,1 @@
+"""Defenses: one file per method; `base.py` is the undefended baseline `none`."""

@@ -1,0 +1,1 @@
+"""The only package that imports Ray: executor, Ray Train, cluster helpers."""

@@ -1,0 +1,1 @@
+"""Metrics: pure functions of evidence, each with an interval and a resolution guard."""

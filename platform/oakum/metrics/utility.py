@@ -1,0 +1,45 @@
+"""Utility: how well the released model does its work."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from oakum.records import MetricValue
+
+
+def accuracy(predicted: ArrayLike, y: ArrayLike, level: float = 0.95) -> MetricValue:
+    """Return the share of right predictions with its Wilson interval; unresolved without samples.
+
+    Args:
+        predicted: (N,) classes.
+        y: (N,) labels.
+        level: of the interval, which is over samples and not over seeds.
+    """
+    guesses, labels = np.asarray(predicted), np.asarray(y)
+    if guesses.ndim != 1 or guesses.shape != labels.shape:
+        raise ValueError(f"need predictions (N,) and labels (N,), got {guesses.shape} and {labels.shape}")
+    if not len(labels):
+        return MetricValue(None, wants="high", note="unresolved: there are no samples")
+    right = int((guesses == labels).sum())
+    low, high = wilson_interval(right, len(labels), level)
+    return MetricValue(right / len(labels), low, high, wants="high")
+
+
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion, inside [0, 1]; `trials` must be positive.
+
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"need 0 <= successes <= trials and at least one trial, got {successes} of {trials}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / trials
+    center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == trials else center + half
+    return low, high

@@ -1,0 +1,1 @@
+"""Classifiers, one family per file; `priors/` holds the generators that inversion attacks search."""

@@ -1,0 +1,86 @@
+"""What every classifier offers: logits, tap points, and its input normalization as the first layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from oakum.config import FrozenConfig
+from oakum.registry import Source
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """Shape of one sample: images are (channels, height, width), tabular rows are (features,)."""
+
+    dims: tuple[int, ...]
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.dims) == 3
+
+
+class Classifier(nn.Module):
+    """Base class of classifiers; a model file defines one subclass with a nested `Config`.
+
+    Subclasses take `(config, input_shape, num_classes)` and implement `features_and_logits`.
+
+    Attributes:
+        tap_names: names of the hidden layers that `forward(x, with_taps=True)` returns, in order. Empty when
+            the model offers none: defenses that need hidden layers refuse such a model.
+        version: see `Defense.version`.
+    """
+
+    source: ClassVar[Source | None] = None
+    tap_names: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[int | None] = None
+
+    class Config(FrozenConfig):
+        pass
+
+    def __init__(self, config: Config, input_shape: InputShape, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.input_shape = input_shape
+        self.num_classes = num_classes
+
+    def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return logits (B, K) and the tapped hidden layers, each (B, ...), for inputs x in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} must implement logits_and_taps")
+
+    def forward(self, x: Tensor, with_taps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Return logits (B, K), or (logits, taps) when `with_taps`; x is float in [0, 1] of shape (B, *dims)."""
+        logits, taps = self.logits_and_taps(x)
+        return (logits, taps) if with_taps else logits
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def same_architecture(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules have equal class and equal parameter names and shapes, the output layer's width aside."""
+    if type(first) is not type(second):
+        return False
+    a = {name: tuple(p.shape[1:]) for name, p in first.named_parameters()}
+    b = {name: tuple(p.shape[1:]) for name, p in second.named_parameters()}
+    return a == b
+
+
+@torch.no_grad()
+def predict_log_probabilities(module: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Return float64 log-probabilities (N, K) of an eval-mode forward in float32; N may be 0.
+
+    The module's training flag is restored afterwards.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        parts = [module(part).double().log_softmax(dim=1) for part in x.split(batch_size)]
+    finally:
+        module.train(was_training)
+    return torch.cat(parts) if parts else torch.empty(0, getattr(module, "num_classes", 0), dtype=torch.float64)

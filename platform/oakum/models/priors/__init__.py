@@ -1,0 +1,1 @@
+"""Priors: generators trained on public data."""

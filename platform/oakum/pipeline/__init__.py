@@ -1,0 +1,1 @@
+"""From one YAML to records: experiment -> plan of keyed stages -> executor -> records."""

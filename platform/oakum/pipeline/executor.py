@@ -1,0 +1,201 @@
+"""Executors run the missing stages of a plan. The ledger decides what may start; executors only place it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from oakum.pipeline.runner import Outcome, run_stage
+from oakum.pipeline.stage import Stage, StageTask, WorkerSettings
+from oakum.store import DamagedEntryError, Manifest, Store, StoreError
+
+MAX_RETRIES = 2
+
+
+class Observer(Protocol):
+    """Is told what happens, in the driver's thread."""
+
+    def started(self, stage: Stage) -> None: ...
+
+    def finished(self, stage: Stage, outcome: Outcome) -> None: ...
+
+    def retried(self, stage: Stage, reason: str) -> None: ...
+
+    def failed(self, stage: Stage, error: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that failed for good, with the end of its traceback."""
+
+    stage: Stage
+    error: str
+    trace: str
+
+
+@dataclass
+class Ledger:
+    """Which stages are done, ready, running or failed; the only admission of work.
+
+    Attributes:
+        stages: key -> stage, inputs before their users.
+        done: keys in the store.
+        kinds: stage kinds that may start, or None for all.
+        stop_at: monotonic time after which nothing more is started, or None.
+    """
+
+    stages: dict[str, Stage]
+    store: Store
+    observer: Observer
+    done: set[str] = field(default_factory=set)
+    running: set[str] = field(default_factory=set)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
+    kinds: frozenset[str] | None = None
+    stop_at: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        stages: Iterable[Stage],
+        store: Store,
+        observer: Observer,
+        only: tuple[str, ...] = (),
+        skip: tuple[str, ...] = (),
+    ) -> Ledger:
+        """Return a ledger that knows what the store already holds; stale entries are set aside.
+
+        `only` and `skip` are stage kinds: others than these, or these, are not started.
+        """
+        ledger = cls({stage.key: stage for stage in stages}, store, observer)
+        ledger.done = find_present(ledger.stages, store)
+        if only or skip:
+            present = {stage.kind for stage in ledger.stages.values()}
+            ledger.kinds = frozenset((set(only) or present) - set(skip))
+        return ledger
+
+    def ready(self) -> list[Stage]:
+        """Return the stages that may start, the heaviest first (plan order among equals)."""
+        if self.stop_at is not None and time.monotonic() > self.stop_at:
+            return []
+        waiting = [
+            stage
+            for key, stage in self.stages.items()
+            if key not in self.done
+            and key not in self.running
+            and key not in self.failures
+            and (self.kinds is None or stage.kind in self.kinds)
+            and all(each.key in self.done for each in stage.inputs.values())
+        ]
+        return sorted(waiting, key=lambda stage: -stage.weight)
+
+    def finished(self) -> bool:
+        """Whether nothing runs and nothing can start."""
+        return not self.running and not self.ready()
+
+    def skipped(self) -> list[Stage]:
+        """Return the stages that never started: an input failed, their kind was not asked for, or time was up."""
+        left = set(self.stages) - self.done - set(self.failures) - self.running
+        return [self.stages[key] for key in self.stages if key in left]
+
+    def start(self, stage: Stage) -> StageTask:
+        self.running.add(stage.key)
+        self.observer.started(stage)
+        return stage.task()
+
+    def complete(self, stage: Stage, outcome: Outcome) -> None:
+        self.running.discard(stage.key)
+        self.done.add(stage.key)
+        self.observer.finished(stage, outcome)
+
+    def fail(self, stage: Stage, error: BaseException, *, lost_worker: bool = False) -> None:
+        """Classify an error: repair a damaged input, retry what may pass, or give the stage up."""
+        self.running.discard(stage.key)
+        reason = f"{type(error).__name__}: {error}"
+        self.attempts[stage.key] += 1
+        may_retry = self.attempts[stage.key] <= MAX_RETRIES
+        if isinstance(error, DamagedEntryError) and may_retry and self._recompute(error):
+            self.observer.retried(stage, f"an input was damaged and is computed again ({error})")
+        elif (lost_worker or isinstance(error, StoreError)) and may_retry:
+            self.observer.retried(stage, reason)
+        else:
+            trace = "".join(traceback.format_exception(error)[-12:])
+            self.failures[stage.key] = Failure(stage, reason, trace)
+            self.observer.failed(stage, reason)
+
+    def _recompute(self, error: DamagedEntryError) -> bool:
+        """Set a damaged entry aside so that it is computed again; False when it is not part of this plan."""
+        if error.key not in self.stages:
+            return False
+        self.store.set_aside(error.kind, error.key, str(error))
+        self.done.discard(error.key)
+        return True
+
+
+class Executor(Protocol):
+    """Runs what a ledger admits until nothing is left."""
+
+    def run(self, ledger: Ledger, settings: WorkerSettings) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Serial:
+    """Runs one stage after the other in this process: for tests, debugging, and machines without Ray."""
+
+    def run(self, ledger: Ledger, settings: WorkerSettings) -> None:
+        """Run all stages in one worker thread, so that signals reach the driver at once."""
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="oakum-stage")
+        try:
+            while ready := ledger.ready():
+                stage = ready[0]
+                future = pool.submit(run_stage, ledger.start(stage), settings)
+                error = _wait(future)
+                if error is None:
+                    ledger.complete(stage, future.result())
+                else:
+                    ledger.fail(stage, error)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Nothing to close; a stage that a signal interrupted ends with the process."""
+
+
+def _wait(future: Future[Outcome]) -> BaseException | None:
+    """Wait with pauses, so that a signal handler of the main thread runs between them."""
+    while not future.done():
+        time.sleep(0.01)
+    return future.exception()
+
+
+def find_present(stages: dict[str, Stage], store: Store) -> set[str]:
+    """Return the keys that the store holds and whose inputs are still the ones they were made from.
+
+    One listing per kind. An entry that was made from other bytes of an input (the input was damaged and came out
+    differently when computed again) is set aside.
+    """
+    published = {kind: store.published(kind) for kind in {stage.kind for stage in stages.values()}}
+    manifests: dict[str, Manifest] = {}
+    for key, stage in stages.items():
+        if key not in published[stage.kind]:
+            continue
+        manifest = store.manifest(stage.kind, key)
+        if manifest is None:
+            continue
+        recorded = manifest.provenance.get("inputs", {})
+        stale = [
+            name
+            for name, upstream in stage.inputs.items()
+            if upstream.key in manifests and recorded.get(name, {}).get("content") != manifests[upstream.key].content
+        ]
+        if stale:
+            store.set_aside(stage.kind, key, f"made from other bytes of its input {stale[0]!r}")
+            continue
+        manifests[key] = manifest
+    return set(manifests)

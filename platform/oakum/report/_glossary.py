@@ -1,0 +1,70 @@
+"""What the report's words mean."""
+
+from __future__ import annotations
+
+TERMS: tuple[tuple[str, str], ...] = (
+    (
+        "Test accuracy",
+        "Share of test records that the released model classifies correctly: the utility that a defense is paid with.",
+    ),
+    (
+        "Membership attack",
+        "Guesses from the model's answers whether a record was in its training set. Each record gets a score; the "
+        "larger, the more likely a member. Who was a member is joined only after the attack has returned.",
+    ),
+    (
+        "AUC",
+        "The chance that a random member gets a higher score than a random non-member. 0.5 is guessing, 1 is "
+        "certainty. Clearly below 0.5 is a leak as well: the signal is inverted, and the report raises a flag.",
+    ),
+    (
+        "TPR at FPR",
+        "Share of members that the attack finds while it wrongly accuses at most this share of non-members. At low "
+        "FPR it shows whether some records can be identified with confidence, which an average hides.",
+    ),
+    (
+        "Resolved, unresolved",
+        "A rate is reported only if the sample can support it: TPR at an FPR needs at least 10 expected "
+        "false positives, so 1 % needs 1,000 non-members. Anything finer is called unresolved and gets no number.",
+    ),
+    (
+        "Canary",
+        "A crafted record, for instance with a fixed wrong label, put into training by a fair coin. The held-out "
+        "half are its non-members. Canaries are the worst case: they show what the model does to records that it must memorize.",
+    ),
+    (
+        "Canary model",
+        "Canaries are planted in a second model that is trained apart. Utility, average membership and inversion come "
+        "from the model without canaries.",
+    ),
+    (
+        "Inversion attack",
+        "Searches for pictures that the model assigns to a class, so as to show what the class looks like (for faces: "
+        "who it is). The prior it searches in was trained on public data only.",
+    ),
+    (
+        "Inversion top-1, top-5",
+        "Share of reconstructions that an independent evaluation model, never seen by attack or defense, assigns to "
+        "the attacked class (first guess; among the first five). Top-5 is given from 20 classes up.",
+    ),
+    (
+        "Chance",
+        "What an attack that knows nothing reaches. A leak is what exceeds it.",
+    ),
+    (
+        "Strongest attack",
+        "Where several attacks were run, the one with the highest mean for that setting, because an adversary may "
+        "choose. The highest of several noisy numbers lies a little too high, for every setting alike.",
+    ),
+    (
+        "Seed, paired",
+        "A seed fixes split, initialization, order of data and start of the attack, the same for every setting. "
+        "A paired difference subtracts the baseline of the same seed.",
+    ),
+    (
+        "Range, interval",
+        "Below five seeds the report shows every seed and their range, and calls nothing a 95 % interval. From "
+        "five seeds up, differences carry Student's t interval with n \N{MINUS SIGN} 1 degrees of freedom. Small "
+        "numbers under a seed's value are the interval inside that seed, over records or identities.",
+    ),
+)

@@ -1,0 +1,90 @@
+"""How numbers are written, the same in the terminal and the HTML report."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+from oakum.report._overview import Column, Unit
+from oakum.report.statistics import Difference, Spread
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def number(value: float, unit: Unit, *, sign: bool = False, mark: bool = True) -> str:
+    """Write a value: shares in percent with one decimal, AUC with three decimals, times with their unit.
+
+    `sign` writes a plus too, for differences; shares are then in points. `mark` appends the unit.
+    """
+    if unit == "percent":
+        body, suffix = f"{100 * value:+.1f}", f"{SPACE}points" if sign else f"{SPACE}%"
+    elif unit == "score":
+        body, suffix = f"{value:+.3f}", ""
+    elif unit == "seconds":
+        body, suffix = _seconds(value)
+    else:
+        body, suffix = f"{value:+.4g}", ""
+    if not any(digit in body for digit in "123456789"):
+        body = body.lstrip("+-")
+    body = body if sign else body.removeprefix("+")
+    return body.replace("-", MINUS) + (suffix if mark else "")
+
+
+def _seconds(value: float) -> tuple[str, str]:
+    if abs(value) >= 7200:
+        return f"{value / 3600:+.1f}", f"{SPACE}h"
+    if abs(value) >= 600:
+        return f"{value / 60:+.0f}", f"{SPACE}min"
+    return f"{value:+.0f}" if abs(value) >= 10 else f"{value:+.1f}", f"{SPACE}s"
+
+
+def mean_text(values: Spread, unit: Unit) -> str:
+    """Write the mean, or what stands in its place."""
+    if values.mean is None:
+        return "unresolved" if values.state == "unresolved" else "not measured"
+    return number(values.mean, unit)
+
+
+def range_text(values: Spread, unit: Unit) -> str:
+    """Write the range over seeds; "" without a number, `one seed` for one; says when seeds are missing from it."""
+    if values.low is None or values.high is None:
+        return ""
+    count, missing = len(values.values), len(values.unresolved)
+    text = "one seed"
+    if count > 1:
+        joint = " to " if values.low < 0 else DASH
+        low = number(values.low, unit, mark=False)
+        text = f"{low}{joint}{number(values.high, unit, mark=False)}"
+        if unit == "seconds":
+            low, high = number(values.low, unit), number(values.high, unit)
+            same = low.rsplit(SPACE, 1)[1] == high.rsplit(SPACE, 1)[1]
+            text = f"{low.rsplit(SPACE, 1)[0] if same else low}{joint}{high}"
+    return f"{text} ({count} of {count + missing} seeds)" if missing else text
+
+
+def values_text(values: Iterable[float], unit: Unit, *, sign: bool = False) -> str:
+    """Write every value, in order of seeds."""
+    return ", ".join(number(value, unit, sign=sign, mark=unit == "seconds") for value in values)
+
+
+def interval_text(difference: Difference, unit: Unit) -> str:
+    """Write the interval of a difference; "" below two seeds."""
+    if difference.low is None or difference.high is None:
+        return ""
+    low = number(difference.low, unit, sign=True, mark=unit == "seconds")
+    return f"{low} to {number(difference.high, unit, sign=True, mark=unit == 'seconds')}"
+
+
+def chance_text(column: Column) -> str:
+    """Write the chance level, or ""."""
+    return "" if column.chance is None else f"chance {number(column.chance, column.unit)}"
+
+
+def printable(text: str) -> str:
+    """Replace control and direction-changing characters, which can rewrite what a terminal or a page shows."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else char
+        for char in text
+    )

@@ -1,0 +1,290 @@
+"""The run as settings and columns: what both the terminal and the HTML report show.
+
+A column is one question ("how well does the strongest membership attack do?") answered for every setting. Where
+several attacks answer it, the strongest one of each setting is taken, because the adversary may choose; it is
+named next to its number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from oakum.records import CellRecord, RunRecord
+from oakum.report.statistics import Difference, Spread, paired_difference, spread
+
+BASELINE = "none"
+Unit = Literal["percent", "score", "seconds", "plain"]
+Topic = Literal["utility", "membership", "canary", "inversion", "privacy", "cost", "other"]
+
+_TPR = re.compile(r"tpr_at_fpr_([0-9.]+)$")
+_PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "top1", "top5")
+_LEAKAGE_TOPICS = ("membership", "canary", "inversion")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: a defense with its parameters, and its cells in order of seeds.
+
+    `index` is the place in the record; colors and marks follow it, so a setting looks the same in every figure.
+    """
+
+    label: str
+    defense: str
+    parameters: dict[str, Any]
+    cells: tuple[CellRecord, ...]
+    index: int
+
+    @property
+    def seeds(self) -> list[int]:
+        return [cell.seed for cell in self.cells]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A setting's answer to a column: the metric that was read, its attack ("" without one) and its seeds."""
+
+    key: str
+    attack: str
+    spread: Spread
+
+
+@dataclass(frozen=True)
+class Column:
+    """One question, answered for every setting.
+
+    Attributes:
+        name: stable identifier, used in JSON.
+        title: the heading.
+        topic: what it belongs to.
+        unit: how numbers are written.
+        wants: what the defender wants of it.
+        chance: the level of an attack that knows nothing, or None where none is recorded.
+        measurements: setting label -> answer.
+        differences: setting label -> paired difference to the baseline; {} without a baseline.
+        names_attack: whether several attacks compete, so that each number needs its attack's name.
+    """
+
+    name: str
+    title: str
+    topic: Topic
+    unit: Unit
+    wants: Literal["low", "high", "none"]
+    chance: float | None
+    measurements: dict[str, Measurement]
+    differences: dict[str, Difference]
+    names_attack: bool = False
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Settings, columns and all that a reader must be warned of."""
+
+    settings: tuple[Setting, ...]
+    baseline: Setting | None
+    columns: tuple[Column, ...]
+    warnings: tuple[str, ...]
+    flags: tuple[str, ...]
+    unresolved: tuple[str, ...]
+
+    def column(self, name: str) -> Column | None:
+        """Return the column of that name, or None where nothing of it was measured."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed index that occurs, sorted."""
+        return sorted({seed for setting in self.settings for seed in setting.seeds})
+
+
+def overview(record: RunRecord) -> Overview:
+    """Arrange `record` for reading. Columns that nothing was measured for are left out, never filled."""
+    settings = group_settings(record)
+    baseline = find_baseline(settings)
+    columns = [column for column in _columns(record, settings, baseline) if column is not None]
+    return Overview(
+        settings=settings,
+        baseline=baseline,
+        columns=tuple(columns),
+        warnings=record.warnings + tuple(_own_warnings(settings, baseline)),
+        flags=tuple(_flags(settings)),
+        unresolved=tuple(_unresolved(settings)),
+    )
+
+
+def group_settings(record: RunRecord) -> tuple[Setting, ...]:
+    """Return the settings in the order in which the record names them."""
+    grouped: dict[str, list[CellRecord]] = {}
+    for cell in record.cells:
+        grouped.setdefault(cell.setting, []).append(cell)
+    return tuple(
+        Setting(label, cells[0].defense, cells[0].parameters, tuple(sorted(cells, key=lambda cell: cell.seed)), index)
+        for index, (label, cells) in enumerate(grouped.items())
+    )
+
+
+def find_baseline(settings: tuple[Setting, ...]) -> Setting | None:
+    """Return the undefended setting: the one labeled `none` if several train with no defense, else the first."""
+    undefended = [setting for setting in settings if setting.defense == BASELINE]
+    return next((setting for setting in undefended if setting.label == BASELINE), next(iter(undefended), None))
+
+
+def metric_keys(record: RunRecord) -> list[str]:
+    """Return every metric key of the cells, in order of topic and first appearance."""
+    keys = list(dict.fromkeys(key for cell in record.cells for key in cell.metrics))
+    order = ["utility", "membership", "canary", "inversion", "privacy", "cost", "other"]
+    return sorted(keys, key=lambda key: order.index(topic_of(key)))
+
+
+def topic_of(key: str) -> Topic:
+    """Return what a metric key belongs to."""
+    head = key.split("/", 1)[0]
+    for topic in ("utility", "membership", "canary", "inversion", "privacy", "cost"):
+        if head == topic:
+            return topic
+    return "other"
+
+
+def unit_of(key: str) -> Unit:
+    """Return how a metric is written: shares as percent, AUC and the like with three decimals."""
+    last = key.rsplit("/", 1)[-1]
+    if last.endswith(_PERCENT_ENDINGS) or _TPR.search(last):
+        return "percent"
+    if last.endswith("seconds"):
+        return "seconds"
+    return "score" if last.endswith("auc") else "plain"
+
+
+def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting | None) -> list[Column | None]:
+    keys = metric_keys(record)
+
+    def column(name: str, title: str, pattern: str) -> Column | None:
+        matching = [key for key in keys if re.fullmatch(pattern, key)]
+        return _column(name, title, matching, record, settings, baseline) if matching else None
+
+    attacks = {key.split("/")[1] for key in keys if re.fullmatch(r"membership/[^/]+/auc", key)}
+    loss_apart = "loss" in attacks and len(attacks) > 1
+    rate = _shared_rate(keys, settings, "membership")
+    return [
+        column("test_accuracy", "Test accuracy", "utility/test_accuracy"),
+        column("membership_loss_auc", "Membership AUC, loss attack", "membership/loss/auc") if loss_apart else None,
+        column("membership_auc", "Membership AUC, strongest attack" if loss_apart else "Membership AUC",
+               "membership/[^/]+/auc"),
+        column("membership_tpr", f"TPR at {_rate_text(rate)} FPR", f"membership/[^/]+/tpr_at_fpr_{re.escape(rate)}")
+        if rate else None,
+        column("canary_auc", "Canary AUC", "canary/[^/]+/auc"),
+        column("inversion_top1", "Inversion top-1", "inversion/[^/]+/top1"),
+        column("train_seconds", "Training time", "cost/train_seconds"),
+    ]  # fmt: skip
+
+
+def _column(
+    name: str, title: str, keys: list[str], record: RunRecord, settings: tuple[Setting, ...], baseline: Setting | None
+) -> Column:
+    topic = topic_of(keys[0])
+    measurements = {setting.label: _strongest(setting, keys) for setting in settings}
+    reference = measurements[baseline.label].spread if baseline else None
+    differences = {
+        label: paired_difference(measurement.spread, reference)
+        for label, measurement in measurements.items()
+        if reference is not None and baseline is not None and label != baseline.label
+    }
+    levels = {record.chance.get(measurement.key) for measurement in measurements.values() if measurement.key}
+    return Column(
+        name=name,
+        title=title,
+        topic=topic,
+        unit=unit_of(keys[0]),
+        wants=_wants(topic),
+        chance=levels.pop() if len(levels) == 1 else None,
+        measurements=measurements,
+        differences=differences,
+        names_attack=topic in _LEAKAGE_TOPICS and len(keys) > 1,
+    )
+
+
+def _wants(topic: Topic) -> Literal["low", "high", "none"]:
+    if topic in _LEAKAGE_TOPICS:
+        return "low"
+    return "high" if topic == "utility" else "none"
+
+
+def _strongest(setting: Setting, keys: list[str]) -> Measurement:
+    """Return the key with the largest mean; resolved on more seeds comes before larger."""
+    found = [(key, spread(setting.cells, key)) for key in keys]
+    found = [(key, values) for key, values in found if values.state != "absent"]
+    if not found:
+        return Measurement("", "", Spread({}, {}, {}))
+
+    def strength(item: tuple[str, Spread]) -> tuple[int, float]:
+        mean = item[1].mean
+        return len(item[1].values), mean if mean is not None else 0.0
+
+    key, values = max(found, key=strength)
+    return Measurement(key, key.split("/")[1] if topic_of(key) in _LEAKAGE_TOPICS else "", values)
+
+
+def _shared_rate(keys: list[str], settings: tuple[Setting, ...], topic: Topic) -> str | None:
+    """Return the lowest FPR that every cell with this attack resolves, else the largest that was asked for."""
+    rates: dict[str, list[str]] = {}
+    for key in keys:
+        match = _TPR.search(key)
+        if match and topic_of(key) == topic:
+            rates.setdefault(match.group(1), []).append(key)
+    ordered = sorted(rates, key=float)
+    for rate in ordered:
+        spreads = [spread(setting.cells, key) for setting in settings for key in rates[rate]]
+        if any(values.values for values in spreads) and not any(values.unresolved for values in spreads):
+            return rate
+    return ordered[-1] if ordered else None
+
+
+def _rate_text(rate: str | None) -> str:
+    return f"{float(rate or 0) * 100:g}\N{NO-BREAK SPACE}%"
+
+
+def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None) -> list[str]:
+    found = []
+    if baseline is None and settings:
+        found.append("No setting trains undefended (`none`), so nothing here says how much a defense changes.")
+    seeds = {setting.label: set(setting.seeds) for setting in settings}
+    if any(len(own) == 1 for own in seeds.values()):
+        found.append("A setting has one seed only: how much its numbers vary from training to training is unknown.")
+    if len({frozenset(own) for own in seeds.values()}) > 1:
+        found.append("Not all settings have the same seeds; paired differences use the seeds that both sides have.")
+    return found
+
+
+def _flags(settings: tuple[Setting, ...]) -> list[str]:
+    """Return one line per flag and setting, with its seeds."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for setting in settings:
+        for cell in setting.cells:
+            for flag in cell.flags:
+                found.setdefault((setting.label, flag), []).append(cell.seed)
+    return [f"{label}: {flag} ({seeds_text(seeds)})" for (label, flag), seeds in found.items()]
+
+
+def _unresolved(settings: tuple[Setting, ...]) -> list[str]:
+    """Return one line per reason and place, naming the metrics, settings and seeds it holds for."""
+    places: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for setting in settings:
+        for cell in setting.cells:
+            for key, metric in cell.metrics.items():
+                if metric.value is None:
+                    reason = metric.note or "no reason was recorded"
+                    places.setdefault((key, reason), {}).setdefault(setting.label, []).append(cell.seed)
+    everyone = {setting.label: setting.seeds for setting in settings}
+    lines: dict[tuple[str, str], list[str]] = {}
+    for (key, reason), where in places.items():
+        place = "every setting and seed"
+        if where != everyone:
+            place = ", ".join(f"{label} ({seeds_text(seeds)})" for label, seeds in where.items())
+        lines.setdefault((reason, place), []).append(key)
+    return [f"{', '.join(keys)}: {reason} [{place}]" for (reason, place), keys in lines.items()]
+
+
+def seeds_text(seeds: list[int]) -> str:
+    """Return `seed 0` or `seeds 0, 1, 2`."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(str(seed) for seed in seeds)}"

@@ -1,0 +1,160 @@
+"""The style sheet of the HTML report: no script, no network, light and dark, screen and paper."""
+
+from __future__ import annotations
+
+from oakum.report._palette import ALL_INKS
+
+_SHEET = """
+*, *::before, *::after { box-sizing: border-box }
+html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; scroll-padding-top: 1.5rem }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 var(--sans);
+  font-variant-numeric: tabular-nums; text-rendering: optimizeLegibility }
+.page { max-width: 1120px; margin: 0 auto; padding: 3.2rem 2rem 4rem }
+h1, h2 { font-family: var(--serif); font-weight: 600; text-wrap: balance; line-height: 1.2 }
+h1 { font-size: 2.3rem; letter-spacing: -.015em; margin: 0 }
+h2 { font-size: 1.45rem; letter-spacing: -.008em; margin: 0 0 .35rem }
+h3 { font-size: .95rem; font-weight: 650; margin: 1.8rem 0 .5rem }
+section { margin-top: 3.4rem }
+p { margin: .4rem 0 .8rem; max-width: 76ch }
+a { color: inherit; text-decoration-color: var(--muted); text-underline-offset: .18em }
+a:hover { text-decoration-color: currentColor }
+:focus-visible { outline: 2px solid var(--s-0); outline-offset: 2px; border-radius: 2px }
+code, pre, .key { font-family: var(--mono); font-size: .86em }
+.muted, figcaption, .lead { color: var(--muted) }
+.lead { margin-bottom: 1.1rem }
+.eyebrow { font-size: .78rem; letter-spacing: .09em; text-transform: uppercase; color: var(--muted); margin: 0 0 .5rem }
+.standfirst { font-size: 1.12rem; line-height: 1.5; margin: .7rem 0 0 }
+.skip { position: absolute; left: -999px }
+.skip:focus { left: 1rem; top: 1rem; background: var(--paper); padding: .5rem }
+
+.facts { display: flex; flex-wrap: wrap; gap: 1rem 2.6rem; margin: 1.7rem 0 0; padding: 1rem 0;
+  border-block: 1px solid var(--grid) }
+.facts div { min-width: 0 }
+.facts dt { font-size: .78rem; color: var(--muted) }
+.facts dd { margin: 0; font-weight: 550 }
+nav { margin-top: .9rem; font-size: .87rem; display: flex; flex-wrap: wrap; gap: .25rem 1.2rem }
+nav a { color: var(--muted); text-decoration: none }
+nav a:hover { color: var(--ink); text-decoration: underline }
+
+.notice { margin-top: 1.8rem; padding: .35rem 1.2rem; border: 1px solid var(--warn-line); background: var(--warn-bg);
+  border-radius: 6px; font-size: .93rem }
+.notice dl { margin: 0 }
+.notice dl > div { display: grid; grid-template-columns: 13rem 1fr; gap: .2rem 1.5rem; padding: .6rem 0 }
+.notice dl > div + div { border-top: 1px solid var(--warn-line) }
+.notice dt { font-weight: 600 } .notice dd { margin: 0; overflow-wrap: anywhere }
+.notice p { margin: 0 0 .25rem; max-width: none }
+
+.verdict { border-top: 1px solid var(--grid); padding: 1.25rem 0 1.35rem; break-inside: avoid }
+.verdict:last-child { border-bottom: 1px solid var(--grid) }
+.verdict > header { display: flex; align-items: baseline; gap: .55rem; flex-wrap: wrap }
+.verdict h3 { margin: 0; font-size: 1.06rem; overflow-wrap: anywhere }
+.verdict .parameters { color: var(--muted); font-size: .84rem; overflow-wrap: anywhere }
+.verdict .headline { font-family: var(--serif); font-size: 1.17rem; line-height: 1.35; margin: .3rem 0 .95rem;
+  max-width: none }
+.verdict dl { margin: 0; display: grid; gap: 1.1rem 1.8rem; grid-template-columns: repeat(4, minmax(0, 1fr)) }
+.verdict dt { font-size: .82rem; color: var(--muted) }
+.verdict dd { margin: .25rem 0 0; font-size: .84rem; line-height: 1.42; color: var(--soft); overflow-wrap: anywhere }
+.verdict dd.figure { font-size: 1.5rem; font-weight: 600; line-height: 1.25; letter-spacing: -.01em; margin-top: .1rem;
+  color: var(--ink) }
+.verdict dd.chip { font-weight: 600; margin-top: 0; color: var(--muted) }
+.verdict dd.good { color: var(--good) } .verdict dd.bad { color: var(--bad) }
+.verdict.baseline { background: var(--shade); border: 0; border-radius: 8px; padding-inline: 1.25rem;
+  margin: 0 -1.25rem .4rem }
+.verdict.baseline + .verdict { border-top: 0 }
+.mark { width: .78em; height: .78em; flex: none; align-self: center; vertical-align: -.03em }
+
+.scroll { overflow-x: auto; margin-inline: -.2rem; padding-inline: .2rem }
+table { border-collapse: collapse; width: 100%; font-size: .89rem; line-height: 1.4 }
+caption { text-align: left; color: var(--muted); padding-bottom: .5rem; font-size: .87rem }
+th, td { padding: .5rem .65rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--grid) }
+th:first-child, td:first-child { padding-left: .1rem }
+th:last-child, td:last-child { padding-right: .1rem }
+thead th { vertical-align: bottom; font-weight: 600; font-size: .82rem; line-height: 1.3;
+  border-bottom: 1.5px solid var(--muted) }
+th small, td small { display: block; font-weight: 400; color: var(--muted); font-size: .78rem; line-height: 1.35 }
+th.text, td.text { text-align: left }
+tbody th { font-weight: 550; text-align: left; overflow-wrap: anywhere; min-width: 8.5rem }
+td { white-space: nowrap }
+td.wrap, td small.wrap { white-space: normal; overflow-wrap: anywhere }
+td .main { font-weight: 550; font-size: .98rem } table.values td .main { font-size: inherit; font-weight: 650 }
+td.good .main { color: var(--good) } td.bad .main { color: var(--bad) }
+td .none { color: var(--muted); font-style: italic; font-weight: 400; font-size: .87rem }
+tbody tr.group-start > * { border-top: 1.5px solid var(--muted) }
+tbody tr:last-child > *, table.values tbody th[rowspan] { border-bottom: 0 }
+table { border-bottom: 1.5px solid var(--muted) } table.pictures { border: 0 }
+table.values td, table.values tbody th { padding-block: .32rem }
+table.values td:first-child { padding-left: .65rem } table.values .key:first-child { padding-left: .1rem }
+table.measured tbody code { font-size: .8rem; font-weight: 500 }
+table.measured th:first-child { width: 25% }
+table.measured th:nth-child(2) { width: 17% }
+.strip { display: block; margin: .3rem 0 .1rem auto; width: 104px; height: 15px; overflow: visible }
+
+figure { margin: 1rem 0 0 }
+figure .plot { overflow-x: auto }
+figure .plot svg { display: block; overflow: visible; width: 100%; min-width: 660px; height: auto }
+figure .plot svg text { font-family: var(--sans) !important; font-variant-numeric: tabular-nums }
+figure.narrow .plot svg { max-width: 760px }
+figcaption { font-size: .87rem; margin-top: .55rem; max-width: 90ch }
+.pictures { width: auto }
+.pictures th, .pictures td { padding: .22rem; border: 0; text-align: center; vertical-align: middle }
+.pictures thead th { font-size: .78rem; max-width: 7.5rem; overflow-wrap: anywhere; vertical-align: bottom;
+  padding-bottom: .4rem }
+.pictures tbody th { text-align: right; padding-right: .7rem; min-width: 0; font-size: .84rem }
+.pictures img { display: block; margin: auto; width: 74px; height: 74px; object-fit: contain;
+  image-rendering: pixelated; border-radius: 3px; background: var(--shade) }
+.pictures .made img { outline: 2px solid transparent; outline-offset: 1px }
+.pictures .hit img { outline-color: var(--bad) }
+.pictures .miss img { outline: 1.5px dashed var(--muted) }
+.pictures .first { padding-left: 1.5rem }
+
+details { border-top: 1px solid var(--grid); padding: .55rem 0 }
+details:last-of-type { border-bottom: 1px solid var(--grid) }
+summary { cursor: pointer; font-weight: 550 }
+pre { background: var(--shade); border-radius: 6px; padding: .85rem 1rem; overflow-x: auto; line-height: 1.5;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: .6rem 0 1rem }
+dl.pairs { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .3rem 1.4rem;
+  margin: .8rem 0 1.4rem }
+dl.pairs dt { color: var(--muted) } dl.pairs dd { margin: 0; overflow-wrap: anywhere }
+dl.terms { columns: 2 26rem; column-gap: 2.6rem; margin: 1rem 0 0 }
+dl.terms div { break-inside: avoid; padding-bottom: .95rem }
+dl.terms dt { font-weight: 650 } dl.terms dd { margin: .1rem 0 0; color: var(--soft); font-size: .93rem }
+footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid); color: var(--muted);
+  font-size: .84rem }
+
+@media (max-width: 860px) { .verdict dl { grid-template-columns: repeat(2, minmax(0, 1fr)) } }
+@media (max-width: 640px) {
+  .page { padding: 1.8rem 1.1rem 3rem } h1 { font-size: 1.8rem } .notice dl > div { display: block }
+  .verdict.baseline { margin-inline: 0 } dl.pairs { grid-template-columns: 1fr; gap: 0 }
+  dl.pairs dd { margin-bottom: .5rem }
+}
+@media (max-width: 460px) { .verdict dl { grid-template-columns: 1fr } }
+@media print {
+  @page { size: A4; margin: 15mm 13mm }
+  body { font-size: 9.6pt } .page { max-width: none; padding: 0 } nav, .skip { display: none }
+  section { margin-top: 1.6rem } h2, h3 { break-after: avoid } figure, tr, .notice { break-inside: avoid }
+  figure .plot svg { min-width: 0 } .scroll, figure .plot { overflow: visible } table { font-size: 8pt }
+  details::details-content { content-visibility: visible; height: auto }
+  td { white-space: normal } td small { white-space: nowrap }
+  .verdict dl { grid-template-columns: repeat(4, minmax(0, 1fr)) }
+  body, .verdict.baseline, pre, .notice, img { print-color-adjust: exact; -webkit-print-color-adjust: exact }
+}
+"""
+
+_FONTS = (
+    "--sans: ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; "
+    "--serif: 'Iowan Old Style', Charter, 'Source Serif 4', 'Palatino Linotype', Georgia, 'DejaVu Serif', serif; "
+    "--mono: ui-monospace, 'SF Mono', 'Cascadia Code', Menlo, Consolas, 'DejaVu Sans Mono', monospace; "
+)
+_LIGHT = (
+    "--good: #00714f; --bad: #b3261e; --soft: #3b424d; --warn-bg: #fdf6e3; --warn-line: #e5d3a1; color-scheme: light; "
+)
+_DARK = (
+    "--good: #4fcf9f; --bad: #ff8a7a; --soft: #c3c9d2; --warn-bg: #2a2416; --warn-line: #57491f; color-scheme: dark; "
+)
+
+
+def sheet() -> str:
+    """Return the whole style sheet; colors of settings come from the palette."""
+    light = _FONTS + _LIGHT + "".join(f"--{ink.variable}: {ink.light}; " for ink in ALL_INKS)
+    dark = _DARK + "".join(f"--{ink.variable}: {ink.dark}; " for ink in ALL_INKS)
+    return f":root {{ {light}}}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n{_SHEET}"

@@ -1,0 +1,409 @@
+"""Figures: utility against leakage, ROC curves, training curves, reconstructions.
+
+Each function returns a matplotlib `Figure` (no pyplot, no display, no global state), or None where the run holds
+nothing to draw. Every seed is shown; colors and marks per setting are those of the whole report.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oakum.records import RunRecord
+from oakum.report._evidence import (
+    EvidenceStore,
+    Reconstruction,
+    Roc,
+    history_of,
+    inversion_attacks,
+    is_public,
+    real_picture,
+    reconstructions_of,
+    roc_of,
+)
+from oakum.report._labels import place_labels, spread_out
+from oakum.report._numbers import printable
+from oakum.report._overview import Column, Overview, Setting, overview
+from oakum.report._palette import ALL_INKS, GRID, MUTED, PAPER, SHADE, TEXT, Ink, Look, looks
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+MAX_CLASSES = 10
+REAL_EXAMPLES = 3
+_LABEL_LENGTH = 24
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 9,
+    "text.parse_math": False,
+    "text.color": TEXT.light,
+    "axes.edgecolor": MUTED.light,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": TEXT.light,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "figure.facecolor": PAPER.light,
+    "grid.color": GRID.light,
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "xtick.color": MUTED.light,
+    "ytick.color": MUTED.light,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+}
+
+
+def utility_leakage(record: RunRecord) -> Figure | None:
+    """Draw test accuracy against leakage, one panel for each way of leaking; up and to the left is better."""
+    view = overview(record)
+    utility = view.column("test_accuracy")
+    names = ("membership_auc", "canary_auc", "inversion_top1")
+    columns = [column for name in names if (column := view.column(name)) is not None and _has_numbers(column)]
+    if utility is None or not columns or not _has_numbers(utility):
+        return None
+    with _styled() as make:
+        figure = make(figsize=(3.55 * max(len(columns), 2), 3.5), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, columns, strict=True):
+            _utility_panel(axis, utility, column, view)
+        axes[0].set_ylabel("Test accuracy")
+        axes[0].yaxis.set_major_formatter(_format("percent"))
+        figure.canvas.draw()
+        for axis, column in zip(axes, columns, strict=True):
+            means = [(label, _mean_point(utility, column, label)) for label in looks(view)]
+            place_labels(axis, [(_short(label), mean) for label, mean in means if mean], _all_points(axis))
+    return figure
+
+
+def roc(record: RunRecord, store: EvidenceStore, where: str = "clean") -> Figure | None:
+    """Draw ROC curves on logarithmic axes, one panel for each setting, the baseline's mean in every panel.
+
+    The attack of a panel is the strongest one of the setting. `where` is `clean` (average membership) or `canary`
+    (worst case). Left of the lowest resolved FPR the panel is shaded.
+    """
+    view = overview(record)
+    column = view.column("membership_auc" if where == "clean" else "canary_auc")
+    if column is None:
+        return None
+    curves: dict[str, list[Roc]] = {}
+    for setting in view.settings:
+        attack = column.measurements[setting.label].attack
+        found = [roc_of(cell, where, attack, store) for cell in setting.cells] if attack else []
+        if kept := [curve for curve in found if curve is not None]:
+            curves[setting.label] = kept
+    if not curves:
+        return None
+    with _styled() as make:
+        width = 4 if len(curves) in (4, 7, 8) else min(len(curves), 3)
+        height = -(-len(curves) // width)
+        size = 3.3 if width < 4 else 2.75
+        figure = make(figsize=(max(size * width, 3.6), size * height), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.05, hspace=0.06)  # type: ignore[union-attr, call-arg]
+        axes = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(curves) :]:
+            axis.set_visible(False)
+        for position, label in enumerate(curves):
+            _roc_panel(axes[position], label, curves, column, view)
+            axes[position].xaxis.set_tick_params(labelbottom=position + width >= len(curves))
+            if position + width >= len(curves):
+                axes[position].set_xlabel("False positive rate")
+            if position % width == 0:
+                axes[position].set_ylabel("True positive rate")
+    return figure
+
+
+def training_curves(record: RunRecord, store: EvidenceStore) -> Figure | None:
+    """Draw loss and accuracies over epochs: seeds thin, their mean thick and labeled at its end."""
+    view = overview(record)
+    histories = {setting.label: [history_of(cell, store) for cell in setting.cells] for setting in view.settings}
+    titles = {
+        "train/loss": "Training loss (each defense its own)",
+        "train/accuracy": "Accuracy on training data",
+        "val/accuracy": "Accuracy on validation data",
+    }
+    shown = [name for name in titles if any(name in curves for runs in histories.values() for curves in runs)]
+    if not shown:
+        return None
+    with _styled() as make:
+        figure = make(figsize=(3.55 * max(len(shown), 2), 3.1), layout="constrained")
+        axes = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axis, name in zip(axes, shown, strict=True):
+            series = {label: [dict(run[name]) for run in runs if name in run] for label, runs in histories.items()}
+            _curve_panel(axis, {label: runs for label, runs in series.items() if runs}, looks(view))
+            axis.set_title(titles[name])
+            axis.set_xlabel("Epoch")
+            if name.endswith("accuracy"):
+                axis.yaxis.set_major_formatter(_format("percent"))
+    return figure
+
+
+def reconstructions(
+    record: RunRecord, store: EvidenceStore, real_images: dict[int, NDArray[np.floating[Any]]]
+) -> Figure | None:
+    """Draw a class per row: real images, then each setting's first reconstruction. None unless the data is public."""
+    rows = reconstruction_rows(record, store)
+    if not rows or not is_public(record):
+        return None
+    labels = list(next(iter(rows.values())))
+    count = min(REAL_EXAMPLES, max((len(images) for images in real_images.values()), default=0))
+    with _styled() as make:
+        figure = make(figsize=(0.95 * (count + len(labels)) + 0.5, 0.95 * len(rows) + 0.5), layout="constrained")
+        axes = figure.subplots(len(rows), count + len(labels), squeeze=False)
+        for line, (label, made) in zip(axes, rows.items(), strict=True):
+            real = [real_picture(image) for image in real_images.get(label, [])[:count]]
+            pictures = real + [None] * (count - len(real))
+            pictures += [item.pixels if item else None for item in made.values()]
+            for axis, picture in zip(line, pictures, strict=True):
+                axis.set_axis_off()
+                if picture is not None:
+                    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        for axis, title in zip(axes[0], ["real"] * count + [_short(label) for label in labels], strict=True):
+            axis.set_title(title, fontsize=7, loc="center")
+    return figure
+
+
+def reconstruction_rows(record: RunRecord, store: EvidenceStore) -> dict[int, dict[str, Reconstruction | None]]:
+    """Return class -> setting label -> picture of the first seed that all settings have; {} unless data is public.
+
+    Settings without pictures are left out; at most `MAX_CLASSES` classes.
+    """
+    if not is_public(record):
+        return {}
+    view = overview(record)
+    attacking = [setting for setting in view.settings if inversion_attacks(setting)]
+    common = set.intersection(*(set(setting.seeds) for setting in attacking)) if attacking else set()
+    made: dict[str, dict[int, Reconstruction]] = {}
+    for setting in attacking:
+        cell = next(cell for cell in setting.cells if not common or cell.seed == min(common))
+        pictures = reconstructions_of(cell, shown_attack(setting, view), store)
+        if pictures:
+            made[setting.label] = pictures
+    classes = sorted({label for pictures in made.values() for label in pictures})[:MAX_CLASSES]
+    return {label: {name: pictures.get(label) for name, pictures in made.items()} for label in classes}
+
+
+def shown_attack(setting: Setting, view: Overview) -> str:
+    """Return the inversion attack whose pictures are shown: the strongest, else the first with pictures."""
+    attacks = inversion_attacks(setting)
+    column = view.column("inversion_top1")
+    strongest = column.measurements[setting.label].attack if column else ""
+    return strongest if strongest in attacks else attacks[0]
+
+
+def write(
+    record: RunRecord,
+    store: EvidenceStore,
+    folder: Path,
+    real_images: dict[int, NDArray[np.floating[Any]]] | None = None,
+    formats: tuple[str, ...] = ("png", "pdf"),
+) -> list[Path]:
+    """Write every figure that the run supports into `folder` (created) and return the files."""
+    drawn: dict[str, Figure | None] = {
+        "utility_leakage": utility_leakage(record),
+        "roc": roc(record, store),
+        "roc_canary": roc(record, store, "canary"),
+        "training_curves": training_curves(record, store),
+        "reconstructions": reconstructions(record, store, real_images or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in drawn.items():
+        if figure is None:
+            continue
+        for form in formats:
+            path = folder / f"{name}.{form}"
+            path.write_bytes(_export(figure, form, name))
+            written.append(path)
+    return written
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Return the figure as an SVG element whose colors are the page's CSS variables, so that it follows the theme.
+
+    `name` makes the element's ids unique within a page.
+    """
+    text = _export(figure, "svg", name).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    for ink in ALL_INKS:
+        text = re.sub(rf"((?:fill|stroke|color): ?){ink.light}\b", rf"\1var(--{ink.variable})", text)
+    return text
+
+
+def _export(figure: Figure, form: str, name: str) -> bytes:
+    import matplotlib
+
+    stream = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    face = "none" if form == "svg" else PAPER.light
+    # An SVG's text takes the page's font; room is measured with a wide one so that no system's font overflows.
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    if form == "svg":
+        style["font.sans-serif"] = ["DejaVu Sans"]
+    with matplotlib.rc_context(style), _any_script():
+        figure.savefig(stream, format=form, metadata=metadata, dpi=200, facecolor=face)
+    return stream.getvalue()
+
+
+@contextmanager
+def _styled() -> Iterator[Callable[..., Figure]]:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def make(**arguments: Any) -> Figure:
+        figure = Figure(**arguments)
+        FigureCanvasAgg(figure)
+        return figure
+
+    with matplotlib.rc_context(_STYLE), _any_script():
+        yield make
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Let labels hold characters that no installed font has; a browser draws them, a PNG shows a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _utility_panel(axis: Axes, utility: Column, column: Column, view: Overview) -> None:
+    for label, look in looks(view).items():
+        mean = _mean_point(utility, column, label)
+        if mean is None:
+            continue
+        across, up = column.measurements[label].spread.values, utility.measurements[label].spread.values
+        for seed in across.keys() & up.keys():
+            axis.plot([mean[0], across[seed]], [mean[1], up[seed]], color=look.ink.light, linewidth=0.8, alpha=0.45)
+            axis.plot(across[seed], up[seed], look.mark, color=look.ink.light, markersize=3.6, alpha=0.6, mew=0)
+        axis.plot(*mean, look.mark, color=look.ink.light, markersize=8.5, mec=PAPER.light, mew=1.0, zorder=4)
+    axis.margins(0.16, 0.14)
+    if column.chance is not None:
+        axis.axvline(column.chance, color=MUTED.light, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axis.annotate("chance", (column.chance, 0), xycoords=("data", "axes fraction"), xytext=(0, -18),
+                      textcoords="offset points", fontsize=8, color=MUTED.light, ha="center", va="top")  # fmt: skip
+    axis.xaxis.set_major_formatter(_format(column.unit))
+    axis.locator_params(axis="x", nbins=5)
+    axis.set_title(
+        column.title + (" (strongest attack)" if column.names_attack and "strong" not in column.title else "")
+    )
+    arrow = {"arrowstyle": "-|>", "color": MUTED.light, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", (0.845, 1.075), xytext=(0.89, 1.025), xycoords="axes fraction", arrowprops=arrow)
+    axis.annotate("better", (1.0, 1.025), xycoords="axes fraction", fontsize=8, color=MUTED.light, ha="right")
+    axis.set_xlabel("leakage  \N{RIGHTWARDS ARROW}", color=MUTED.light, loc="right")
+
+
+def _roc_panel(axis: Axes, label: str, curves: dict[str, list[Roc]], column: Column, view: Overview) -> None:
+    import numpy as np
+
+    styles, found = looks(view), curves[label]
+    look = styles[label]
+    points = min(curve.non_members for curve in found)
+    floor, resolved = 1 / points, max(curve.resolved_fpr for curve in found)
+    left = min(1 / curve.non_members for runs in curves.values() for curve in runs)
+    axis.set(xscale="log", yscale="log", xlim=(left, 1.0), ylim=(left, 1.15))
+    axis.plot([left, 1], [left, 1], color=MUTED.light, linewidth=0.9, linestyle=(0, (4, 3)))
+    axis.axvspan(left, resolved, facecolor=SHADE.light, edgecolor="none", zorder=0)
+    axis.axvline(resolved, color=MUTED.light, linewidth=0.7)
+    side, shift = ("left", 3) if resolved < 0.05 else ("right", -3)
+    axis.annotate(f"resolved from {100 * resolved:g} %", (resolved, 0.02), fontsize=7, color=MUTED.light, ha=side,
+                  xycoords=("data", "axes fraction"), xytext=(shift, 1), textcoords="offset points")  # fmt: skip
+    axis.annotate("chance", (0.985, 0.74), xycoords="axes fraction", fontsize=7, color=MUTED.light, ha="right")
+    baseline = view.baseline.label if view.baseline else None
+    if baseline is not None and baseline != label and baseline in curves:
+        grid = np.geomspace(max(floor, 1 / curves[baseline][0].non_members), 1, 200)
+        axis.plot(grid, _mean_curve(curves[baseline], grid), color=styles[baseline].ink.light, linewidth=1.1, alpha=0.8)
+        axis.annotate(f"gray: {_short(baseline)}", (0.985, 0.1), xycoords="axes fraction", fontsize=7, ha="right",
+                      color=styles[baseline].ink.light)  # fmt: skip
+    for curve in found:
+        axis.step(curve.fpr, curve.tpr, where="post", color=look.ink.light, linewidth=0.7, alpha=0.45)
+    grid = np.geomspace(floor, 1, 200)
+    axis.plot(grid, _mean_curve(found, grid), color=look.ink.light, linewidth=1.9)
+    attack = column.measurements[label].attack
+    title = f"{_short(label)}  ({printable(attack)} attack)" if column.names_attack else _short(label)
+    axis.set_title(title, color=look.ink.light, fontweight="bold")
+    axis.xaxis.set_major_formatter(_format("percent"))
+    axis.yaxis.set_major_formatter(_format("percent"))
+    axis.minorticks_off()
+
+
+def _mean_curve(curves: list[Roc], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over seeds of the TPR that is reached without exceeding each FPR of `grid`."""
+    import numpy as np
+
+    reached = [curve.tpr[np.searchsorted(curve.fpr, grid * (1 + 1e-12), side="right") - 1] for curve in curves]
+    mean: NDArray[np.float64] = np.mean(reached, axis=0)
+    return mean
+
+
+def _curve_panel(axis: Axes, series: dict[str, list[dict[int, float]]], styles: dict[str, Look]) -> None:
+    ends: dict[str, tuple[float, Ink]] = {}
+    last = 0
+    for label, runs in series.items():
+        ink = styles[label].ink
+        for run in runs:
+            axis.plot(list(run), list(run.values()), color=ink.light, linewidth=0.7, alpha=0.4)
+        epochs = sorted(set.intersection(*(set(run) for run in runs)))
+        if not epochs:
+            continue
+        mean = [sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
+        axis.plot(epochs, mean, color=ink.light, linewidth=1.8)
+        ends[label] = (mean[-1], ink)
+        last = max(last, epochs[-1])
+    low, high = axis.get_ylim()
+    places = spread_out([value for value, _ in ends.values()], gap=0.062 * (high - low))
+    for (label, (_, ink)), place in zip(ends.items(), places, strict=True):
+        axis.annotate(_short(label), (1.0, place), xycoords=("axes fraction", "data"), xytext=(3, 0), fontsize=8,
+                      textcoords="offset points", color=ink.light, va="center", annotation_clip=False)  # fmt: skip
+    axis.set_xlim(None, last + 0.02 * max(last, 1))
+
+
+def _mean_point(utility: Column, column: Column, label: str) -> tuple[float, float] | None:
+    across, up = column.measurements[label].spread.mean, utility.measurements[label].spread.mean
+    return None if across is None or up is None else (across, up)
+
+
+def _all_points(axis: Axes) -> list[tuple[float, float]]:
+    import numpy as np
+
+    lines = [np.asarray(line.get_xydata(), np.float64) for line in axis.get_lines() if line.get_marker() != "None"]
+    return [(float(x), float(y)) for line in lines for x, y in line]
+
+
+def _has_numbers(column: Column) -> bool:
+    return any(measurement.spread.values for measurement in column.measurements.values())
+
+
+def _format(unit: str) -> Callable[[float, float], str]:
+    if unit == "percent":
+        return lambda value, _: f"{100 * value:g} %"
+    return lambda value, _: f"{value:g}"
+
+
+def _short(label: str) -> str:
+    text = printable(label)
+    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,292 @@
+"""The run's table in the terminal, as plain text, and as JSON. Needs neither numpy nor torch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement as Width
+from rich.table import Table
+from rich.text import Text
+
+from oakum.records import RunRecord
+from oakum.report._numbers import (
+    DASH,
+    MINUS,
+    SPACE,
+    chance_text,
+    interval_text,
+    mean_text,
+    number,
+    printable,
+    range_text,
+    values_text,
+)
+from oakum.report._overview import Column, Overview, Setting, metric_keys, overview
+from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, paired_difference, spread
+
+_ASCII = str.maketrans(
+    {
+        SPACE: " ",
+        MINUS: "-",
+        DASH: "-",
+        "\N{BULLET}": "*",
+        "\N{MULTIPLICATION SIGN}": "x",
+        "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
+    }
+)
+_COMPACT_LEAVES_OUT = ("membership_loss_auc", "train_seconds")
+_HEADINGS = {
+    "test_accuracy": "test\naccuracy",
+    "membership_loss_auc": "member\nAUC, loss",
+    "membership_auc": "member\nAUC",
+    "canary_auc": "canary\nAUC",
+    "inversion_top1": "inversion\ntop-1",
+    "train_seconds": "training\ntime",
+}
+
+
+def render(record: RunRecord) -> Group:
+    """Return the tables for a rich console: every setting, then paired differences, warnings and flags.
+
+    Where the console is too narrow, the first table leaves out the loss attack and times; still narrower, the
+    tables turn into lists.
+    """
+    view = overview(record)
+    compact = [column for column in view.columns if column.name not in _COMPACT_LEAVES_OUT]
+    tables = [_main_table(view, list(view.columns)), _main_table(view, compact)]
+    parts: list[RenderableType] = [_title(record, view), _Adaptive(tables, _main_list(view))]
+    if view.baseline is not None and len(view.settings) > 1:
+        parts += [Text(""), _difference_heading(view)]
+        compared = [column for column in view.columns if column.topic != "cost"]
+        smaller = [column for column in compared if column in compact]
+        tables = [_difference_table(view, compared), _difference_table(view, smaller)]
+        parts.append(_Adaptive(tables, _difference_list(view, compared)))
+    parts += _notes(view)
+    return Group(*parts)
+
+
+def plain_text(record: RunRecord, width: int = 100) -> str:
+    """Return the same as plain text of at most `width` columns, without colors, for pipes and log files.
+
+    Only labels and messages from the record can hold characters outside ASCII.
+    """
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
+    console.print(render(record))
+    lines = stream.getvalue().translate(_ASCII).splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def summary(record: RunRecord) -> dict[str, Any]:
+    """Return plain JSON data: for every setting and metric the seeds, mean, range, chance and paired difference."""
+    view = overview(record)
+    return {
+        "name": record.name,
+        "run_key": record.run_key,
+        "plan_key": record.plan_key,
+        "baseline": view.baseline.label if view.baseline else None,
+        "seeds": view.seeds,
+        "settings": [_setting_json(setting, view, record) for setting in view.settings],
+        "chance": dict(record.chance),
+        "warnings": list(view.warnings),
+        "flags": list(view.flags),
+        "unresolved": list(view.unresolved),
+        "seconds": dict(record.seconds),
+    }
+
+
+def _setting_json(setting: Setting, view: Overview, record: RunRecord) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    for key in metric_keys(record):
+        values = spread(setting.cells, key)
+        if values.state == "absent":
+            continue
+        metrics[key] = {
+            "values": {str(seed): value for seed, value in values.values.items()},
+            "mean": values.mean,
+            "low": values.low,
+            "high": values.high,
+            "unresolved": {str(seed): reason for seed, reason in values.unresolved.items()},
+        }
+        if view.baseline is not None and setting.label != view.baseline.label:
+            metrics[key]["difference"] = _difference_json(paired_difference(values, spread(view.baseline.cells, key)))
+    strongest = {
+        column.name: {"attack": measurement.attack, "metric": measurement.key}
+        for column in view.columns
+        if (measurement := column.measurements[setting.label]).attack
+    }
+    return {
+        "label": setting.label,
+        "defense": setting.defense,
+        "parameters": setting.parameters,
+        "seeds": setting.seeds,
+        "metrics": metrics,
+        "strongest": strongest,
+    }
+
+
+def _difference_json(difference: Difference) -> dict[str, Any]:
+    return {
+        "values": {str(seed): value for seed, value in difference.values.items()},
+        "mean": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "interval": difference.label,
+        "direction": difference.direction,
+    }
+
+
+class _Adaptive:
+    """The first of several tables that fits the console, else the list that says the same."""
+
+    def __init__(self, tables: list[Table], fallback: RenderableType) -> None:
+        self.tables = tables
+        self.fallback = fallback
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unlimited = options.update(max_width=10_000)
+        for table in self.tables:
+            if Width.get(console, unlimited, table).maximum <= options.max_width:
+                yield table
+                return
+        yield self.fallback
+
+
+def _title(record: RunRecord, view: Overview) -> Text:
+    seeds = len(view.seeds)
+    facts = f"{len(view.settings)} settings \N{MULTIPLICATION SIGN} {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    data = record.data.get("name")
+    facts += f", data {data}" if data else ""
+    text = Text(printable(record.name), style="bold")
+    text.append(f"  {printable(facts)}\n", style="not bold dim")
+    text.append("mean, then range of seeds; under a heading, in brackets: chance", style="not bold dim")
+    return text
+
+
+def _table(first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
+    table.add_column(first, overflow="fold", max_width=28, vertical="top")
+    return table
+
+
+def _heading(column: Column) -> Text:
+    title = _HEADINGS.get(column.name) or column.title.replace(" at ", " at\n")
+    heading = Text(title, justify="right")
+    if column.chance is not None:
+        heading.append(f"\n[{number(column.chance, column.unit)}]", style="not bold dim")
+    return heading
+
+
+def _main_table(view: Overview, columns: list[Column]) -> Table:
+    table = _table("setting")
+    for column in columns:
+        table.add_column(_heading(column), justify="right", no_wrap=True)
+    for setting in view.settings:
+        table.add_row(Text(printable(setting.label)), *(_cell(column, setting) for column in columns))
+    return table
+
+
+def _cell(column: Column, setting: Setting) -> Text:
+    measurement = column.measurements[setting.label]
+    values = measurement.spread
+    text = Text(mean_text(values, column.unit), style="" if values.mean is not None else "dim")
+    spread_text = range_text(values, column.unit)
+    if spread_text:
+        text.append(f"\n{spread_text}", style="dim")
+    if column.names_attack and measurement.attack:
+        text.append(f"\n{printable(measurement.attack)}", style="dim italic")
+    return text
+
+
+def _main_list(view: Overview) -> Text:
+    lines = Text()
+    for setting in view.settings:
+        lines.append(f"{printable(setting.label)}\n", style="bold")
+        for column in view.columns:
+            measurement = column.measurements[setting.label]
+            parts = [mean_text(measurement.spread, column.unit), range_text(measurement.spread, column.unit)]
+            attack = printable(measurement.attack) if column.names_attack else ""
+            details = ", ".join(part for part in (parts[1], attack, chance_text(column)) if part)
+            lines.append(f"  {column.title}: {parts[0]}{f' ({details})' if details else ''}\n")
+    lines.rstrip()
+    return lines
+
+
+def _difference_heading(view: Overview) -> Text:
+    count = len(view.seeds)
+    what = "every seed below" if count < SEEDS_FOR_INTERVAL else "95 % t interval over seeds below"
+    label = printable(view.baseline.label) if view.baseline else ""
+    text = Text(f"Difference to {label}", style="bold")
+    text.append(f"  paired per seed: mean, {what}", style="not bold dim")
+    return text
+
+
+def _others(view: Overview) -> list[Setting]:
+    return [setting for setting in view.settings if setting != view.baseline]
+
+
+def _difference_table(view: Overview, columns: list[Column]) -> Table:
+    table = _table("setting")
+    for column in columns:
+        heading = Text(_HEADINGS.get(column.name) or column.title.replace(" at ", " at\n"), justify="right")
+        if column.unit == "percent":
+            heading.append("\npoints", style="not bold dim")
+        table.add_column(heading, justify="right", no_wrap=True)
+    for setting in _others(view):
+        cells = [_difference_cell(column, column.differences[setting.label]) for column in columns]
+        table.add_row(Text(printable(setting.label)), *cells)
+    return table
+
+
+def _difference_cell(column: Column, difference: Difference) -> Text:
+    if difference.mean is None:
+        return Text("no pair", style="dim")
+    mean = number(difference.mean, column.unit, sign=True, mark=False)
+    text = Text(mean, style=_style(column, difference))
+    text.append(f"\n{_difference_detail(column, difference)}", style="dim")
+    return text
+
+
+def _difference_detail(column: Column, difference: Difference) -> str:
+    if len(difference.values) >= SEEDS_FOR_INTERVAL:
+        return interval_text(difference, column.unit)
+    return values_text(difference.values.values(), column.unit, sign=True).replace(", ", "\n")
+
+
+def _style(column: Column, difference: Difference) -> str:
+    """Color a difference only where the seeds agree on its sign."""
+    good = {"low": "lower", "high": "higher"}.get(column.wants)
+    if good is None or difference.direction not in ("lower", "higher"):
+        return ""
+    return "green" if difference.direction == good else "red"
+
+
+def _difference_list(view: Overview, columns: list[Column]) -> Text:
+    lines = Text()
+    for setting in _others(view):
+        lines.append(f"{printable(setting.label)}\n", style="bold")
+        for column in columns:
+            difference = column.differences[setting.label]
+            lines.append(f"  {column.title}: ")
+            if difference.mean is None:
+                lines.append("no pair\n", style="dim")
+                continue
+            lines.append(number(difference.mean, column.unit, sign=True), style=_style(column, difference))
+            detail = _difference_detail(column, difference).replace("\n", " ")
+            lines.append(f" ({detail})\n", style="dim")
+    lines.rstrip()
+    return lines
+
+
+def _notes(view: Overview) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    groups = (("Warning", "yellow", view.warnings), ("Flag", "yellow", view.flags), ("Unresolved", "", view.unresolved))
+    for word, style, messages in groups:
+        for message in messages:
+            text = Text(f"{word}: ", style=f"bold {style}".strip())
+            text.append(printable(" ".join(message.split())), style="not bold")
+            parts.append(text)
+    return [Text(""), *parts] if parts else []

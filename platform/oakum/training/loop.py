@@ -1,0 +1,216 @@
+"""The training loop: epochs, history, checkpoints. The same loop runs in a task and under Ray Train.
+
+Every random stream is derived from (training seed, role, epoch), so that a resumed training continues with the
+very numbers of an undisturbed one, and data order does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oakum.faults import fault_point
+from oakum.models.base import predict_log_probabilities
+from oakum.seeding import derive_seed, torch_generator
+from oakum.training.recipe import Recipe
+from oakum.training.state import Batch, TrainState
+
+LossFunction = Callable[[TrainState, Batch], Tensor]
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class Checkpointer(Protocol):
+    """Where unfinished training is kept."""
+
+    def save(self, epoch: int, parts: dict[str, Any], record: dict[str, Any]) -> None:
+        """Keep the state after `epoch` epochs; may decline when the last one is recent."""
+
+    def load(self, parts: dict[str, Any]) -> dict[str, Any] | None:
+        """Load the newest checkpoint into `parts` and return its record, or None when there is none."""
+
+
+class NoCheckpoints:
+    """Keeps nothing: for tests and for trainings shorter than a checkpoint's cost."""
+
+    def save(self, epoch: int, parts: dict[str, Any], record: dict[str, Any]) -> None:
+        return
+
+    def load(self, parts: dict[str, Any]) -> dict[str, Any] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class LabeledData:
+    """Samples in memory: x (N, *dims) float32 in [0, 1], y (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return int(self.y.shape[0])
+
+
+@dataclass
+class TrainingLoop:
+    """Runs a loss over the training fold for the recipe's epochs.
+
+    Attributes:
+        train: the training fold (with planted canaries, if any).
+        val: the validation fold, or None; it never changes the weights.
+        history: one row an epoch; the truth that trackers and reports read.
+    """
+
+    train: LabeledData
+    val: LabeledData | None
+    recipe: Recipe
+    checkpointer: Checkpointer = field(default_factory=NoCheckpoints)
+    on_epoch: Callable[[dict[str, Any]], None] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, state: TrainState, loss: LossFunction) -> nn.Module:
+        """Train to the last epoch, resuming from the newest checkpoint, and return the selected model.
+
+        Raises:
+            TrainingDivergedError: the loss is not finite; names the epoch and where training may be resumed.
+        """
+        best = BestState()
+        parts = {**self.parts(state), "best": best}
+        record = self.checkpointer.load(parts)
+        if record is not None:
+            self.history[:] = record["history"]
+            state.epoch, state.step = record["epoch"], record["step"]
+        fault_point("train.before_first_checkpoint")
+        while state.epoch < self.recipe.epochs:
+            row = self.run_epoch(state, loss)
+            if self.recipe.select == "best_val":
+                best.offer(unwrap(state.model), row["val/accuracy"])
+            if state.collective.rank == 0:
+                record = {"history": self.history, "epoch": state.epoch, "step": state.step}
+                self.checkpointer.save(state.epoch, parts, record)
+            fault_point("train.between_epochs")
+        module = unwrap(state.model)
+        if best.state:
+            module.load_state_dict(best.state)
+        return module
+
+    def run_epoch(self, state: TrainState, loss: LossFunction) -> dict[str, Any]:
+        """Train one epoch, append its row to the history and return it."""
+        started = time.time()
+        state.counters.clear()
+        torch.manual_seed(derive_seed(state.seed, "epoch", state.epoch))
+        state.model.train()
+        totals = _Totals()
+        rate = float(state.optimizer.param_groups[0]["lr"])
+        for batch in self.batches(state):
+            state.optimizer.zero_grad(set_to_none=True)
+            value = loss(state, batch)
+            value.backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+            state.step += 1
+            totals.add(value, state.last_logits, batch.y)
+        if state.scheduler is not None:
+            state.scheduler.step()
+        row = {"epoch": state.epoch, "learning_rate": rate, **totals.summary(state), **dict(state.counters)}
+        if row["train/loss"] is None:
+            raise TrainingDivergedError(
+                f"the training loss is not finite in epoch {state.epoch} (counted from 0); lower the learning rate or "
+                "the defense's strength; the last good checkpoint is kept and the same command resumes from it"
+            )
+        if self.val is not None:
+            row["val/accuracy"], row["val/loss"] = evaluate(unwrap(state.model), self.val)
+        state.epoch += 1
+        row.update(seconds=time.time() - started, finished=time.time())
+        self.history.append(row)
+        if self.on_epoch is not None:
+            self.on_epoch(row)
+        return row
+
+    def batches(self, state: TrainState) -> Iterator[Batch]:
+        """Yield this rank's shard of every global batch of the epoch, in the order of (seed, epoch)."""
+        count, size = len(self.train), self.recipe.batch_size
+        order = torch.randperm(count, generator=torch_generator(derive_seed(state.seed, "order", state.epoch)))
+        stop = count - count % size if self.recipe.drop_last else count
+        rank, workers = state.collective.rank, state.collective.world_size
+        for start in range(0, stop, size):
+            index = order[start : min(start + size, stop)][rank::workers]
+            yield Batch(self.train.x[index].to(state.device), self.train.y[index].to(state.device), index)
+
+    @staticmethod
+    def parts(state: TrainState) -> dict[str, Any]:
+        """Return what a checkpoint must hold, by name."""
+        parts: dict[str, Any] = {"model": unwrap(state.model), "optimizer": state.optimizer, **state.extras}
+        if state.scheduler is not None:
+            parts["scheduler"] = state.scheduler
+        return parts
+
+
+class BestState:
+    """The weights of the best validation accuracy so far; the earliest epoch wins ties."""
+
+    def __init__(self) -> None:
+        self.accuracy = -1.0
+        self.state: dict[str, Tensor] = {}
+
+    def offer(self, module: nn.Module, accuracy: float) -> None:
+        if accuracy > self.accuracy:
+            self.accuracy = accuracy
+            self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy, "state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.accuracy, self.state = state["accuracy"], state["state"]
+
+
+class _Totals:
+    """Sums of one epoch, kept as tensors so that no step waits for the device."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    def add(self, value: Tensor, logits: Tensor | None, y: Tensor) -> None:
+        count = float(y.shape[0])
+        correct = cross_entropy = torch.zeros((), dtype=torch.float64, device=y.device)
+        if logits is not None:
+            cross_entropy = F.cross_entropy(logits.double(), y, reduction="sum")
+            correct = (logits.argmax(dim=1) == y).sum().double()
+        row = torch.stack([value.detach().double() * count, cross_entropy, correct, correct.new_tensor(count)])
+        self.sums = row if self.sums is None else self.sums + row
+
+    def summary(self, state: TrainState) -> dict[str, Any]:
+        """Return the epoch's means over all ranks; a loss that is not finite is None."""
+        if self.sums is None:
+            return {"train/loss": 0.0, "train/cross_entropy": 0.0, "train/accuracy": 0.0}
+        loss, cross_entropy, correct, count = state.collective.sum(self.sums).tolist()
+        finite = loss == loss and abs(loss) != float("inf")
+        return {
+            "train/loss": loss / count if finite else None,
+            "train/cross_entropy": cross_entropy / count,
+            "train/accuracy": correct / count,
+        }
+
+
+def evaluate(module: nn.Module, data: LabeledData) -> tuple[float, float]:
+    """Return (accuracy, mean cross-entropy in nats) of an eval-mode pass over at least one sample."""
+    device = next(module.parameters()).device
+    log_probabilities = predict_log_probabilities(module, data.x.to(device)).cpu()
+    loss = F.nll_loss(log_probabilities, data.y)
+    accuracy = (log_probabilities.argmax(dim=1) == data.y).double().mean()
+    return float(accuracy), float(loss)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside a data-parallel wrapper, or the model itself."""
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, nn.Module)
+    return inner

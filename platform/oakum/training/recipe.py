@@ -1,0 +1,40 @@
+"""The recipe: how a model is trained, equal for every defense of one table."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from oakum.config import FrozenConfig
+
+
+class Recipe(FrozenConfig):
+    """Optimizer, schedule and precision of one training.
+
+    The batch size is the global one: more workers never change it.
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    momentum: float | None = Field(default=None, ge=0, lt=1, description="of SGD, 0.9 if not given; Adam has none")
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    drop_last: bool = Field(default=False, description="drop the last partial batch of an epoch")
+    milestones: tuple[int, ...] = Field(default=(), description="epochs (from 0) at which the rate is multiplied by gamma")
+    gamma: float = Field(default=0.1, gt=0)
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 means autocast")
+    channels_last: bool = False
+    select: Literal["last", "best_val"] = Field(default="last", description="which epoch's model is released")
+
+    @model_validator(mode="after")
+    def _refuse_options_without_effect(self) -> Recipe:
+        if self.optimizer == "adam" and (self.nesterov or self.momentum is not None):
+            raise ValueError("momentum and nesterov have no effect with optimizer 'adam'; remove them or use 'sgd'")
+        unreachable = [epoch for epoch in self.milestones if epoch >= self.epochs]
+        if unreachable:
+            raise ValueError(f"milestones {unreachable} are never reached in {self.epochs} epochs")
+        return self
+

@@ -1,0 +1,161 @@
+"""Networks under deterministic weights, WGAN-GP losses and learning-rate schedules against the released code."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.util import find_spec
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import nn
+
+from oakum import registry
+from oakum.models.base import InputShape
+
+# Name in the file -> kind and name of the method that builds it; the released classifiers that are not listed
+# have no counterpart here.
+CLASSIFIERS = {"MCNN": "mcnn", "SCNN": "scnn"}
+PRIOR_PARTS = {"GMI_Generator_celeba": "generator", "GMI_DGWGAN": "critic"}
+
+
+def fill(module: nn.Module) -> nn.Module:
+    """Fill the floating state tensors by the rule of the vectors' README, in registration order."""
+    tensors = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    for k, (name, value) in enumerate(tensors.items()):
+        count = value.numel()
+        wave = torch.cos(0.618 * torch.arange(count, dtype=torch.float64) + 0.37 * k).view(value.shape)
+        if value.dim() >= 2:
+            wave = wave * 2 / math.sqrt(count / value.shape[0])
+        elif name.endswith("running_var"):
+            wave = 1 + 0.1 * wave.abs()
+        elif name.endswith("weight"):
+            wave = 1 + 0.1 * wave
+        else:
+            wave = 0.1 * wave
+        value.copy_(wave)
+    return module.eval()
+
+
+def cosine_input(shape: list[int]) -> torch.Tensor:
+    index = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (0.5 + 0.5 * torch.cos(0.1 * index**1.1)).view(shape).float()
+
+
+def require(kind: str, name: str, item: str) -> type:
+    if name not in registry.available(kind):
+        pytest.skip(f"not built yet: {item}")
+    return registry.load(kind, name)
+
+
+def prior(channels: int, size: int):
+    prior_class = require("priors", "wgan_gp", "wgan_gp")
+    return prior_class(prior_class.Config(latent_size=100), InputShape((channels, size, size))).build()
+
+
+def assert_tensors_match(module: nn.Module, description: dict) -> None:
+    shapes = [list(value.shape) for value in module.state_dict().values() if value.is_floating_point()]
+    assert shapes == description["tensors"]
+    assert sum(parameter.numel() for parameter in module.parameters()) == description["params"]
+
+
+def outputs_of(name: str, description: dict) -> list[torch.Tensor]:
+    shape = description["input"]
+    if name in PRIOR_PARTS:
+        size, channels = (
+            (description["outputs"][0][-1], 3) if PRIOR_PARTS[name] == "generator" else (shape[-1], shape[1])
+        )
+        module = prior(channels, size)[PRIOR_PARTS[name]]
+        assert_tensors_match(module, description)
+        x = cosine_input(shape)
+        return [fill(module)(2 * x - 1 if PRIOR_PARTS[name] == "generator" else x)]
+    model_class = require("models", CLASSIFIERS[name], name)
+    module = model_class(model_class.Config(), InputShape(tuple(shape[1:])), description["outputs"][-1][-1])
+    assert_tensors_match(module, description)
+    logits, taps = fill(module).logits_and_taps(cosine_input(shape))
+    return [*taps, logits]
+
+
+@torch.no_grad()
+def check_forward(case) -> None:
+    name = case.groups["net"]
+    if name not in CLASSIFIERS and name not in PRIOR_PARTS:
+        pytest.skip(f"not built yet: {name}")
+    description = json.loads(str(case["nets_json"]))[name]
+    outputs = outputs_of(name, description)
+    assert len(outputs) == len(description["outputs"])
+    for index, output in enumerate(outputs):
+        assert output.numel() == math.prod(description["outputs"][index])
+        head = case.at(f"out{index}_head")
+        assert_allclose(output.flatten()[: len(head)], head, rtol=1e-3, atol=1e-4)
+        spread = [output.double().mean(), output.double().std()]
+        assert_allclose(spread, case.at(f"out{index}_mean_std"), rtol=1e-3, atol=1e-4)
+
+
+def check_wgan(case) -> None:
+    if find_spec("oakum.models.priors.wgan_gp") is None:
+        pytest.skip("not built yet: wgan_gp")
+    from oakum.models.priors.wgan_gp import critic_loss
+
+    real, fake, mix = (case.tensor(f"{case.name}/{name}") for name in ("real", "fake", "alpha"))
+    critic = fill(prior(real.shape[1], real.shape[2])["critic"])
+    assert_allclose(critic(real).detach(), case.at("d_real"), rtol=1e-3, atol=1e-4)
+    assert_allclose(critic(fake).detach(), case.at("d_fake"), rtol=1e-3, atol=1e-4)
+    loss, wasserstein, penalty = critic_loss(critic, real, fake, mix, 10.0)
+    assert_allclose(wasserstein.item(), case.at("wasserstein"), rtol=1e-3, atol=1e-5)
+    assert_allclose(penalty.item(), case.at("gp"), rtol=1e-3)
+    assert_allclose(loss.item(), case.at("d_loss"), rtol=1e-3)
+    assert_allclose(-critic(fake).mean().item(), case.at("g_loss"), rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def check_mlp(case) -> None:
+    expected = case.at("eval_logits")
+    features = {"Purchase": 600, "Texas": 6169}[case.groups["net"]]
+    mlp = require("models", "mlp", "mlp")
+    module = mlp(mlp.Config(), InputShape((features,)), expected.shape[1]).double().eval()
+    for k, weight in enumerate(module.parameters()):
+        index = torch.arange(weight.numel(), dtype=torch.float64)
+        if weight.dim() > 1:
+            values = torch.sin(0.7 * index + k) * math.sqrt(2 / weight[0].numel())
+        else:
+            values = 0.05 * torch.sin(2 * index + k)
+        weight.copy_(values.view(weight.shape))
+    index = torch.arange(len(expected) * features, dtype=torch.float64)
+    x = (torch.sin(float(case.at("x_freq")) * index) > 0.2).double().view(len(expected), features)
+    assert_allclose(module(x), expected, rtol=1e-9, atol=1e-12)
+
+
+SCHEDULES = {"cifar_lr": (150, 225), "nonimage_lr": (50, 100)}
+
+
+def check_schedule(case) -> None:
+    from oakum.training.optimizers import build_optimizer, build_scheduler
+    from oakum.training.recipe import Recipe
+
+    expected = case[case.name]
+    milestones = SCHEDULES[case.groups["of"]]
+    recipe = Recipe(optimizer="sgd", learning_rate=0.1, milestones=milestones, gamma=0.1, epochs=len(expected))
+    optimizer = build_optimizer(recipe, [nn.Parameter(torch.zeros(1))])
+    scheduler = build_scheduler(recipe, optimizer)
+    rates = []
+    for _ in expected:
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert_allclose(rates, expected, rtol=1e-9)
+
+
+OWNS = r"forward/|wgan_|nets_json|networks/forward/(Purchase|Texas)/|schedule/"
+RULES = [
+    (r"(?P<case>networks/forward/(?P<net>Purchase|Texas))/.*", check_mlp),
+    (r"(?P<case>schedule/(?P<of>cifar_lr|nonimage_lr))", check_schedule),
+    (r"nets_json", None),
+    (r"(?P<case>forward/(?P<net>[^/]+))/.*", check_forward),
+    (r"(?P<case>wgan_\w+)/.*", check_wgan),
+]
+
+
+def test_vectors(golden_case) -> None:
+    golden_case.check(golden_case)

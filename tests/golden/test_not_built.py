@@ -1,0 +1,40 @@
+"""Items of the golden vectors that oakum does not build yet: one skipped test for each, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def skip(case) -> None:
+    pytest.skip(f"not built yet: {case.name}")
+
+
+_CHECKED_ELSEWHERE = (
+    r"relaxloss/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/(?!accuracy)"
+    r"|dep\d+/|bido\d+/|gmi/|eval/|forward/|wgan_|nets_json|networks/forward/(Purchase|Texas)/|schedule/"
+)
+OWNS = rf"(?!{_CHECKED_ELSEWHERE})"
+RULES = [
+    (r"losses/B\d+C\d+/(logits|y|teacher_logits)", None),
+    (r"losses/[^/]+/(?P<case>[a-z]+_[a-z]+)/.*", skip),
+    (r"(?P<case>advreg/[^/]+)/.*", skip),
+    (r"(?P<case>metrics_binary/accuracy_percent)", skip),
+    (r"(?P<case>gradnorm)/.*", skip),
+    (r"(?P<case>normmetrics)/.*", skip),
+    (r"(?P<case>nnattack)/.*", skip),
+    (r"networks/forward/x_freq", None),
+    (r"networks/(?P<case>table)", skip),
+    (r"networks/forward/(?P<case>[^/]+)/.*", skip),
+    (r"partition/seed", None),
+    (r"(?P<case>partition/[^/]+)/.*", skip),
+    (r"(?P<case>vib)/.*", skip),
+    (r"(?P<case>kedmi/mbd)_.*", skip),
+    (r"(?P<case>kedmi/attack)_.*", skip),
+    (r"(?P<case>kedmi)/.*", skip),
+    (r"(?P<case>vmi/[a-z]+)_.*", skip),
+    (r"(?P<case>prdc)/.*", skip),
+]
+
+
+def test_vectors(golden_case) -> None:
+    golden_case.check(golden_case)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oakum.records import MetricValue, RunRecord
+from oakum.report import html
+
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
+
+
+class Structure(HTMLParser):
+    """Checks that elements nest, and collects what a test asks about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.faults: list[str] = []
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_startendtag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+
+    def handle_endtag(self, name: str) -> None:
+        if not self.open or self.open.pop() != name:
+            self.faults.append(name)
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def read(page: str) -> Structure:
+    structure = Structure()
+    structure.feed(page)
+    structure.close()
+    assert not structure.open
+    assert not structure.faults
+    return structure
+
+
+def render(run: Any, record: RunRecord) -> Structure:
+    return read(html.render(record, run.store, run.real_images))
+
+
+@pytest.fixture(scope="module")
+def page(run: Any) -> str:
+    return html.render(run.record, run.store, run.real_images)
+
+
+def test_the_file_is_self_contained(page: str) -> None:
+    structure = read(page)
+    for name, attributes in structure.elements:
+        assert name not in {"script", "link", "iframe", "object", "base", "form"}
+        assert not any(key.startswith("on") for key in attributes)
+        for key in ("src", "href", "xlink:href"):
+            target = attributes.get(key)
+            assert target is None or target.startswith(("#", "data:image/png;base64,"))
+    urls = set(re.findall(r"https?://[^\"' <>)]+", page))
+    assert urls <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    assert "@import" not in page
+    assert "default-src 'none'" in page.replace("&#x27;", "'")
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
+    structure = read(page)
+    ids = [attributes["id"] for _, attributes in structure.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    for name, attributes in structure.elements:
+        if name == "a":
+            assert (attributes["href"] or "").removeprefix("#") in ids
+
+
+def test_pictures_and_figures_have_alternatives(page: str) -> None:
+    elements = read(page).elements
+    pictures = [attributes for name, attributes in elements if name == "img"]
+    assert len(pictures) == 5 * (3 + 4)
+    assert all(attributes.get("alt") for attributes in pictures)
+    assert all(attributes.get("aria-label") for _, attributes in elements if attributes.get("role") == "img")
+
+
+def test_every_value_of_every_seed_is_shown(run: Any, page: str) -> None:
+    text = read(page).text
+    for cell in run.record.cells:
+        for key in ("canary/loss/auc", "membership/entropy/auc"):
+            assert f"{cell.metrics[key].value:.3f}" in text
+        accuracy = f"{100 * cell.metrics['utility/test_accuracy'].value:.1f} %"
+        assert accuracy in text.replace("\N{NO-BREAK SPACE}", " ")
+        for stage in cell.stages.values():
+            assert stage.key in text
+    assert run.record.run_key in text
+    assert "range of 3 seeds" in text
+    assert "needs 10 expected false positives" in text
+
+
+@pytest.mark.parametrize(
+    "field", ["setting", "description", "name", "warning", "flag", "note", "config", "class", "code"]
+)
+def test_everything_from_the_record_is_escaped(run: Any, field: str) -> None:
+    attack = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+    record: RunRecord = run.record
+    if field == "setting":
+        record = run.with_cells(lambda cell: replace(cell, setting=attack) if cell.setting == "relaxloss" else cell)
+    elif field == "flag":
+        record = run.with_cells(lambda cell: replace(cell, flags=(attack,)))
+    elif field == "note":
+        metric = MetricValue(None, note=attack)
+        record = run.with_cells(lambda cell: replace(cell, metrics=cell.metrics | {f"canary/{attack}/auc": metric}))
+    else:
+        changes: dict[str, dict[str, Any]] = {
+            "description": {"description": attack},
+            "name": {"name": attack},
+            "warning": {"warnings": (attack,)},
+            "config": {"config": {attack: attack}},
+            "class": {"data": run.record.data | {"class_names": [attack] * 5, "name": attack}},
+            "code": {"code": {attack: attack, "commit": attack, "oakum": attack}},
+        }
+        record = replace(record, **changes[field])
+    text = html.render(record, run.store, run.real_images)
+    structure = read(text)
+    assert "alert(1)" in structure.text or field == "class"
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert not any("onerror" in attributes for _, attributes in structure.elements)
+
+
+def test_private_data_shows_no_pictures_and_no_class_names(run: Any) -> None:
+    data = run.record.data | {"public": False, "class_names": ["Ada Lovelace"] * 5}
+    structure = render(run, replace(run.record, data=data))
+    assert not [name for name, _ in structure.elements if name in {"img", "image"}]
+    assert "The data is not public" in structure.text
+    assert "Ada Lovelace" not in structure.text
+
+
+@pytest.mark.parametrize("topic", ["inversion", "canary", "membership", "utility"])
+def test_an_attack_that_was_not_run_leaves_no_trace(run: Any, topic: str) -> None:
+    def without(cell: Any) -> Any:
+        metrics = {key: value for key, value in cell.metrics.items() if not key.startswith(topic)}
+        roles = {
+            "inversion": ("inversion.", "judge."),
+            "canary": ("membership.canary",),
+            "membership": ("membership.clean",),
+        }
+        stages = {role: stage for role, stage in cell.stages.items() if not role.startswith(roles.get(topic, ("-",)))}
+        return replace(cell, metrics=metrics, stages=stages)
+
+    structure = render(run, run.with_cells(without))
+    titles = {"inversion": "Inversion top-1", "canary": "Canary AUC", "membership": "Membership AUC"}
+    if topic in titles:
+        headings = " ".join(structure.words).split("Glossary")[0]
+        assert titles[topic] not in headings
+    assert "nan" not in structure.text.lower().split()
+
+
+def test_no_baseline(run: Any) -> None:
+    structure = render(run, run.with_cells(lambda cell: cell if cell.setting != "none" else None))
+    assert "No undefended setting to compare with" in structure.text
+    assert "paired per seed:" not in structure.text
+    assert "differences" not in {attributes.get("id") for name, attributes in structure.elements if name == "section"}
+
+
+def test_one_seed(run: Any) -> None:
+    text = render(run, run.with_cells(lambda cell: cell if cell.seed == 0 else None)).text
+    assert "One seed only" in text
+    assert "in all" not in text.split("At a glance")[0]
+
+
+def test_a_run_without_cells(run: Any) -> None:
+    text = render(
+        run, replace(run.record, cells=(), shared=(), data={}, code={}, seconds={}, chance={}, config={})
+    ).text
+    assert "not recorded" in text
+
+
+def test_no_number_is_invented_for_unresolved_metrics(run: Any) -> None:
+    metric = MetricValue(None, wants="low", note="only 30 non-members")
+
+    def blank(cell: Any) -> Any:
+        return replace(cell, metrics=dict.fromkeys(cell.metrics, metric))
+
+    record = replace(run.with_cells(blank), chance={}, seconds={})
+    structure = render(run, record)
+    glance = re.search(r"At a glance(.*?)Every value", structure.text.split("What leaks")[1], re.DOTALL)
+    assert glance is not None
+    assert "unresolved" in glance.group(1)
+    assert not re.search(r"\d\.\d", glance.group(1).split("ROC curves")[0])
+
+
+def test_writing_replaces_the_file_and_leaves_nothing_else(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "report.html"
+    assert html.write(run.record, run.store, out) == out
+    first = out.read_bytes()
+    html.write(run.record, run.store, out)
+    assert out.read_bytes() == first
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
