@@ -296,9 +296,6 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-# --- what arrives ---------------------------------------------------------------------------------------------------
-
-
 def test_a_run_becomes_a_tree_of_runs(lab: Lab) -> None:
     status = lab.track()
     assert (status.pending, status.error, status.warning) == (0, None, None)
@@ -376,9 +373,6 @@ def test_odd_labels_are_only_data(make_lab: Callable[..., Lab]) -> None:
     assert the_run(lab, f"cell/{label}|0")["facts"][1] == "FINISHED"
 
 
-# --- nothing doubled ------------------------------------------------------------------------------------------------
-
-
 def test_delivering_everything_twice_changes_nothing(lab: Lab) -> None:
     events = lab.events()
     lab.put(events)
@@ -450,14 +444,15 @@ def test_more_seeds_extend_the_same_run(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_lost_database_is_filled_again(lab: Lab, empty_database: Path) -> None:
-    lab.track()
+    # In a process of its own: MLflow keeps connections to the file that is removed.
+    assert in_child(lab.track) == 0
     before = tree(lab)
     shutil.rmtree(lab.home / "mlflow")
     status = lab.track()
     assert status.pending == 0 and status.delivered == 13
     after = tree(lab)
-    assert {key: run["latest"] for key, run in after.items() if "/" in key} == {
-        key: run["latest"] for key, run in before.items() if "/" in key
+    assert {key: run["latest"] for key, run in after.items() if "/cell/" in key} == {
+        key: run["latest"] for key, run in before.items() if "/cell/" in key
     }
 
 
@@ -479,12 +474,9 @@ def test_two_drivers_at_once_make_one_tree(lab: Lab) -> None:
         assert len(keys) == len(set(keys)) and run["facts"][1] == "FINISHED"
 
 
-# --- nothing lost: killed -------------------------------------------------------------------------------------------
-
-
 def count_writes(make_lab: Callable[..., Lab]) -> int:
     """How often a delivery of everything passes `tracking.after_write`."""
-    lab, many = make_lab("count"), 10**6
+    lab, many = make_lab("count", settings=("none",)), 10**6
     lab.put(lab.events())
     reader, writer = os.pipe()
 
@@ -498,15 +490,15 @@ def count_writes(make_lab: Callable[..., Lab]) -> int:
 
 @pytest.mark.faults
 def test_killed_anywhere_in_a_delivery_loses_and_doubles_nothing(make_lab: Callable[..., Lab]) -> None:
-    whole = make_lab("whole")
+    whole = make_lab("whole", settings=("none",))
     events = whole.events()
     whole.put(events)
     sync(whole.store, whole.home)
     expected = tree(whole)
     writes = count_writes(make_lab)
-    assert writes > 60
-    points = [f"tracking.after_write:{round(1 + step * (writes - 1) / 13)}" for step in range(14)]
-    points += [f"tracking.{side}_delivery:{count}" for side in ("before", "after") for count in (1, 5, len(events))]
+    assert writes > 40
+    points = [f"tracking.after_write:{round(1 + step * (writes - 1) / 9)}" for step in range(10)]
+    points += [f"tracking.{side}_delivery:{count}" for side in ("before", "after") for count in (2, len(events))]
     for index, point in enumerate(points):
         home = make_lab(f"killed{index}").home
         shutil.rmtree(home / "store")
@@ -607,9 +599,6 @@ def test_a_database_whose_creator_was_killed_is_made_anew(tmp_path: Path, empty_
     assert not list(lab.home.glob("mlflow/.mlflow.db.*"))
 
 
-# --- nothing lost: away ---------------------------------------------------------------------------------------------
-
-
 def test_a_server_that_is_away_costs_seconds_and_loses_nothing(make_lab: Callable[..., Lab]) -> None:
     expected = make_lab("reference")
     expected.track()
@@ -622,7 +611,10 @@ def test_a_server_that_is_away_costs_seconds_and_loses_nothing(make_lab: Callabl
     status = sync(lab.store, lab.home)
     assert (status.delivered, status.pending, status.error) == (13, 0, None)
     assert tree(lab).keys() == tree(expected).keys()
-    assert the_run(lab, "cell/none|0")["latest"][:3] == the_run(expected, "cell/none|0")["latest"][:3]
+    for found, wanted in zip(
+        the_run(lab, "cell/none|0")["latest"], the_run(expected, "cell/none|0")["latest"], strict=True
+    ):
+        assert found[:2] == wanted[:2]
     assert lab.track().delivered == 0
 
 
@@ -639,14 +631,14 @@ def test_a_server_that_hangs_or_talks_nonsense_is_away(lab: Lab, answer: bytes |
     begin = time.monotonic()
     with listening(answers=answer) as uri:
         status = lab.track(uri=uri)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 6
     assert status.pending == 13 and status.error is not None and "UnreachableError" in status.error
 
 
 def test_a_server_that_answers_anything_is_there() -> None:
     with listening(answers=b"HTTP/1.1 404 no\r\nContent-Length: 0\r\n\r\n") as uri:
         Destination.of(Path("/nowhere"), f"{uri}/prefix").probe()
-    with pytest.raises(UnreachableError, match=r"postgresql://127\.0\.0\.1:1/db does not answer"):
+    with pytest.raises(UnreachableError, match=r"postgresql\+psycopg2://127\.0\.0\.1:1/db does not answer"):
         Destination.of(Path("/nowhere"), "postgresql+psycopg2://user:secret@127.0.0.1:1/db").probe()
 
 
@@ -702,7 +694,75 @@ def test_a_deleted_experiment_is_not_brought_back(lab: Lab) -> None:
     assert status.pending == 2 and "mlflow experiments restore" in (status.error or "")
 
 
-# --- small things ---------------------------------------------------------------------------------------------------
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """A real server in processes of its own."""
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db",
+        "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    server = subprocess.Popen(
+        command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    destination = Destination.of(folder, f"http://127.0.0.1:{port}")
+    try:
+        for _ in range(240):
+            try:
+                destination.probe()
+                break
+            except UnreachableError:
+                time.sleep(0.5)
+        yield destination.uri
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_real_server_that_dies_and_returns(lab: Lab, tmp_path: Path) -> None:
+    from mlflow.tracking.client import MlflowClient
+
+    port = int(closed_port().rpartition(":")[2])
+    (tmp_path / "server").mkdir()
+    with mlflow_server(tmp_path / "server", port) as uri:
+        tracker = Tracker(lab.store, lab.home, uri)
+        tracker.start()
+        tracker.open_run(lab.header)
+        deadline = time.monotonic() + 60
+        while Outbox(lab.store).names() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    tracker.finish(lab.record, [lab.report()])
+    begin = time.monotonic()
+    status = tracker.close()
+    assert time.monotonic() - begin < 20
+    assert (status.delivered, status.pending) == (1, 12)
+    with mlflow_server(tmp_path / "server", port) as uri:
+        assert sync(lab.store, lab.home, uri).delivered == 12
+        assert lab.track(uri=uri).delivered == 0
+        client = MlflowClient(uri)
+        runs = client.search_runs([client.get_experiment_by_name("quick").experiment_id])
+        assert [run.info.status for run in runs] == ["FINISHED"] * 4
+        cell = next(run for run in runs if run.data.tags.get("oakum.cell") == "none|0")
+        assert cell.data.metrics["membership/loss/auc"] == 0.6
+        assert len(client.get_metric_history(cell.info.run_id, "train/loss")) == EPOCHS
+        assert [file.path for file in client.list_artifacts(cell.info.run_id, "membership.clean.loss")] == [
+            "membership.clean.loss/evidence.parquet"
+        ]
+    assert not lab.database.with_name("artifacts").exists()
+
+
+def test_the_drivers_load_is_logged_to_the_parent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    tracker = Tracker(lab.store, lab.home)
+    tracker.start()
+    tracker.open_run(lab.header)
+    deadline = time.monotonic() + 30
+    while not rows(lab.database, "SELECT key FROM metrics") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    tracker.finish(lab.record)
+    assert tracker.close().warning is None
+    assert "system/cpu_utilization_percentage" in {key for key, *_ in the_run(lab, "run/")["latest"]}
 
 
 def test_importing_the_tracker_imports_nothing_heavy() -> None:

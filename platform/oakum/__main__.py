@@ -1,3 +1,5 @@
 import sys
+
 from oakum.cli import main
+
 sys.exit(main())

@@ -93,19 +93,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    run = _command(commands, "run", _run, "train, attack and compare: run an experiment (what is stored is not run again)")
+    run = _command(
+        commands, "run", _run, "train, attack and compare: run an experiment (what is stored is not run again)"
+    )
     _experiment_arguments(run)
-    run.add_argument("--executor", choices=["ray", "serial"], default="ray", help="ray (default): in parallel; serial: in this process")
-    run.add_argument("--only", action="append", default=[], metavar="KIND", help="run only stages of this kind (train, prior, ...); may be repeated")
-    run.add_argument("--skip", action="append", default=[], metavar="KIND", help="do not run stages of this kind; may be repeated")
-    run.add_argument("--max-hours", type=_positive, metavar="H", help="start nothing more after this time; run again to go on")
-    run.add_argument("--checkpoint-seconds", type=float, default=20.0, metavar="S", help="keep unfinished training at most this often (default 20)")
+    run.add_argument(
+        "--executor",
+        choices=["ray", "serial"],
+        default="ray",
+        help="ray (default): in parallel; serial: in this process",
+    )
+    run.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="run only stages of this kind (train, prior, ...); may be repeated",
+    )
+    run.add_argument(
+        "--skip", action="append", default=[], metavar="KIND", help="do not run stages of this kind; may be repeated"
+    )
+    run.add_argument(
+        "--max-hours", type=_positive, metavar="H", help="start nothing more after this time; run again to go on"
+    )
+    run.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="keep unfinished training at most this often (default 20)",
+    )
     run.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
     run.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
 
 
 def _add_check(commands: Any) -> None:
-    check = _command(commands, "check", _check, "show what an experiment would do: resolved settings, stages, what is stored")
+    check = _command(
+        commands, "check", _check, "show what an experiment would do: resolved settings, stages, what is stored"
+    )
     _experiment_arguments(check)
     check.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -145,14 +170,18 @@ def _add_store(commands: Any) -> None:
     show.add_argument("key", help="key or its beginning")
     verify = _command(actions, "verify", _store_verify, "check every stored byte against its checksum")
     verify.add_argument("kind", nargs="?")
-    gc = _command(actions, "gc", _store_gc, "remove what no plan, pin or registered model needs (shows only, unless --delete)")
+    gc = _command(
+        actions, "gc", _store_gc, "remove what no plan, pin or registered model needs (shows only, unless --delete)"
+    )
     gc.add_argument("--delete", action="store_true", help="really remove")
     gc.add_argument("--min-age-hours", type=float, default=24.0, metavar="H", help="keep anything younger (default 24)")
     gc.add_argument("--json", action="store_true")
 
 
 def _add_small(commands: Any) -> None:
-    why = _command(commands, "why", _why, "say which part of a stage's key differs from its nearest relative in the store")
+    why = _command(
+        commands, "why", _why, "say which part of a stage's key differs from its nearest relative in the store"
+    )
     why.add_argument("key", help="key or its beginning, of a planned or stored stage")
     _command(commands, "doctor", _doctor, "check Python, Ray, store, MLflow, disk, threads and GPU")
     _command(commands, "ui", _ui, "print the command that opens the MLflow UI, and run it").add_argument(
@@ -170,7 +199,12 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="experiment YAML")
     parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE", help="change one value (settings.relaxloss.alpha=0.5)"
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="PATH=VALUE",
+        help="change one value (settings.relaxloss.alpha=0.5)",
     )
     parser.add_argument("--seeds", type=_seeds, metavar="N-M", help="seeds to run: 0-4 or 0,3,7")
 
@@ -222,7 +256,10 @@ def _run(options: argparse.Namespace) -> int:
         home,
     )
     if options.json:
-        _print_json(terminal.summary(result.record) | {"report": str(result.report), "failed": [f.stage.label for f in result.failures]})
+        _print_json(
+            terminal.summary(result.record)
+            | {"report": str(result.report), "failed": [f.stage.label for f in result.failures]}
+        )
     else:
         _print_table(result.record)
         _print_places(result, home)
@@ -254,7 +291,9 @@ def _print_places(result: Any, home: Any) -> None:
 
 def _explain_failures(result: Any) -> int:
     for failure in result.failures:
-        sys.stderr.write(f"\noakum: stage failed: {failure.stage.label} ({failure.stage.kind} {failure.stage.key[:12]})\n")
+        sys.stderr.write(
+            f"\noakum: stage failed: {failure.stage.label} ({failure.stage.kind} {failure.stage.key[:12]})\n"
+        )
         sys.stderr.write(f"  {failure.error}\n")
         sys.stderr.write("".join(f"  | {line}\n" for line in failure.trace.rstrip().splitlines()[-8:]))
     if result.failures:
@@ -262,7 +301,9 @@ def _explain_failures(result: Any) -> int:
         sys.stderr.write(f"oakum: everything else is stored{waiting}. Mend the cause and run the same command again.\n")
         return EXIT_FAILED_STAGE
     if result.skipped:
-        sys.stderr.write(f"oakum: {len(result.skipped)} stages were not run (--only, --skip or --max-hours); run again to go on\n")
+        sys.stderr.write(
+            f"oakum: {len(result.skipped)} stages were not run (--only, --skip or --max-hours); run again to go on\n"
+        )
     return 0
 
 
@@ -291,7 +332,11 @@ def _list(options: argparse.Namespace) -> int:
     for kind in kinds:
         sys.stdout.write(f"{kind}\n")
         for entry in (each for each in methods if each["kind"] == kind):
-            cited = f"  [{entry['source']['authors']}, {entry['source']['venue']} {entry['source']['year']}]" if entry["source"] else ""
+            cited = (
+                f"  [{entry['source']['authors']}, {entry['source']['venue']} {entry['source']['year']}]"
+                if entry["source"]
+                else ""
+            )
             sys.stdout.write(f"  {entry['name']:<{width}}  {entry['summary']}{cited}\n")
     return 0
 
@@ -304,13 +349,26 @@ def _data_list(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(
             [
-                {"name": e.name, "summary": e.summary, "kind": e.kind, "public": e.public, "prepared": e.prepared is not None, "problem": e.problem}
+                {
+                    "name": e.name,
+                    "summary": e.summary,
+                    "kind": e.kind,
+                    "public": e.public,
+                    "prepared": e.prepared is not None,
+                    "problem": e.problem,
+                }
                 for e in entries
             ]
         )
         return 0
     for entry in entries:
-        state = "prepared" if entry.prepared else "comes with a package" if entry.embedded else f"oakum data prepare {entry.name}"
+        state = (
+            "prepared"
+            if entry.prepared
+            else "comes with a package"
+            if entry.embedded
+            else f"oakum data prepare {entry.name}"
+        )
         sys.stdout.write(f"{entry.name:<12} {entry.summary}\n{'':<12} {entry.problem or state}\n")
     return 0
 
@@ -323,7 +381,9 @@ def _data_prepare(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{text}\n" if fraction is None else f"{text} {fraction:.0%}\n")
 
     prepared = prepare(options.name, session.Home.of_environment().data, options.source, options.force, progress=show)
-    sys.stdout.write(f"{prepared.name}: {prepared.rows} rows of shape {prepared.shape}, digest {prepared.digest[:16]}, from {prepared.source}\n")
+    sys.stdout.write(
+        f"{prepared.name}: {prepared.rows} rows of shape {prepared.shape}, digest {prepared.digest[:16]}, from {prepared.source}\n"
+    )
     return 0
 
 
@@ -332,7 +392,9 @@ def _data_verify(options: argparse.Namespace) -> int:
     from oakum.datasets.base import verify
 
     prepared = verify(options.name, session.Home.of_environment().data)
-    sys.stdout.write(f"{prepared.name}: {prepared.rows} rows are as their manifest says (digest {prepared.digest[:16]})\n")
+    sys.stdout.write(
+        f"{prepared.name}: {prepared.rows} rows are as their manifest says (digest {prepared.digest[:16]})\n"
+    )
     return 0
 
 

@@ -76,7 +76,10 @@ def _store(home: Home) -> Finding:
     except (StoreError, ConfigError) as error:
         return False, str(error)
     good = seen == {"pid": os.getpid()}
-    return good, f"{home.store_uri} can be written and read" if good else f"{home.store_uri} did not return what was written"
+    return (
+        good,
+        f"{home.store_uri} can be written and read" if good else f"{home.store_uri} did not return what was written",
+    )
 
 
 def _disk(folder: Path) -> Finding:

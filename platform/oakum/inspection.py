@@ -22,7 +22,9 @@ def list_entries(kind: str | None, *, as_json: bool) -> int:
     entries = [entry for entry in _open().entries() if kind is None or entry.kind == kind]
     entries.sort(key=lambda entry: (entry.created, entry.key))
     if as_json:
-        rows = [{"kind": e.kind, "key": e.key, "label": e.label, "created": e.created, "bytes": _size(e)} for e in entries]
+        rows = [
+            {"kind": e.kind, "key": e.key, "label": e.label, "created": e.created, "bytes": _size(e)} for e in entries
+        ]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
     for entry in entries:

@@ -52,7 +52,9 @@ class Home:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot create {folder}: {error.strerror}; set OAKUM_HOME to a folder that you may write") from error
+            raise ConfigError(
+                f"cannot create {folder}: {error.strerror}; set OAKUM_HOME to a folder that you may write"
+            ) from error
         return cls(folder, os.environ.get("OAKUM_STORE") or str(folder / "store"))
 
     @property
@@ -177,7 +179,13 @@ def make_plan(data: dict[str, Any], where: str, home: Home, store: Store | None,
 
 
 def _execute(
-    plan: Plan, executor: Executor, options: RunOptions, home: Home, store: Store, tracker: Tracker | None, clock: _Clock
+    plan: Plan,
+    executor: Executor,
+    options: RunOptions,
+    home: Home,
+    store: Store,
+    tracker: Tracker | None,
+    clock: _Clock,
 ) -> RunResult:
     from oakum.pipeline.executor import Ledger
     from oakum.pipeline.stage import WorkerSettings
@@ -253,7 +261,8 @@ def real_images(record: RunRecord, home: Home, count: int = 4) -> dict[int, Any]
     index = folds.class_index(rows)
     samples = folds.samples
     return {
-        label: samples.x[rows[index == label][:count]] / samples.max_value for label in range(len(folds.private_classes))
+        label: samples.x[rows[index == label][:count]] / samples.max_value
+        for label in range(len(folds.private_classes))
     }
 
 
@@ -331,8 +340,6 @@ class _Clock:
             self.seconds[name] = time.monotonic() - started
 
 
-
-
 def check(options: RunOptions, home: Home) -> dict[str, Any]:
     """Return what a run would do: the resolved experiment, its stages by kind, and what is stored.
 
@@ -354,7 +361,9 @@ def check(options: RunOptions, home: Home) -> dict[str, Any]:
         row["stages"] += 1
         row["stored"] += key in present
         if key not in present:
-            row["seconds"] = None if stage.kind not in known or row["seconds"] is None else row["seconds"] + known[stage.kind]
+            row["seconds"] = (
+                None if stage.kind not in known or row["seconds"] is None else row["seconds"] + known[stage.kind]
+            )
     return {
         "name": plan.experiment.file.name,
         "experiment": plan.experiment.document(),
@@ -389,7 +398,12 @@ def describe_check(summary: dict[str, Any]) -> str:
     """Return the text form of `check`'s result."""
     import yaml
 
-    lines = [f"{summary['name']}: {summary['cells']} cells", "", yaml.safe_dump(summary["experiment"], sort_keys=False).rstrip(), ""]
+    lines = [
+        f"{summary['name']}: {summary['cells']} cells",
+        "",
+        yaml.safe_dump(summary["experiment"], sort_keys=False).rstrip(),
+        "",
+    ]
     lines.append(f"{'kind':<12}{'stages':>8}{'stored':>8}   estimate (CPU seconds to run)")
     for kind, row in summary["kinds"].items():
         estimate = "unknown: none stored yet" if row["seconds"] is None else f"{row['seconds']:.0f}"

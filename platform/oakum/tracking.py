@@ -10,6 +10,7 @@ Names of MLflow's runs, their tags and how a repetition stays harmless: `trackin
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 _RETRY_SECONDS = 20.0
+# At the end, a server that did not answer this recently is not asked again.
+_FRESH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Tracker:
         self._writer.complete()
 
     def close(self, timeout: float = 60.0, *, outcome: Literal["FAILED", "KILLED"] = "KILLED") -> TrackingStatus:
-        """Deliver what waits, for at most `timeout` seconds (a server that is away takes about three), and end.
+        """Deliver what waits, for at most `timeout` seconds (a server that is away: a few), and end.
 
         `outcome` is the MLflow status of a run that was opened and not finished.
         """
@@ -186,6 +189,7 @@ class _Writer(threading.Thread):
         self._failed: dict[str, str] = {}
         self._delivered = 0
         self._error: str | None = None
+        self._failed_at = 0.0
         self._current: tuple[str, str] | None = None
         self._outcome: str | None = None
         self._is_ending = False
@@ -244,6 +248,8 @@ class _Writer(threading.Thread):
             is_reached = self._drain()
         while True:
             is_ending = self._wait(is_reached)
+            if is_ending and not is_reached and time.monotonic() - self._failed_at < _FRESH_SECONDS:
+                break
             is_reached = not self._waiting or self._drain()
             if is_ending and (not self._waiting or not is_reached):
                 break
@@ -261,12 +267,12 @@ class _Writer(threading.Thread):
 
     def _drain(self) -> bool:
         """Deliver what waits; return whether there was an answer."""
-        if not self._connect():
-            return False
-        while self._waiting:
-            if not self._deliver(next(iter(self._waiting))):
-                return False
-        return True
+        is_reached = self._connect()
+        while is_reached and self._waiting:
+            is_reached = self._deliver(next(iter(self._waiting)))
+        if not is_reached:
+            self._failed_at = time.monotonic()
+        return is_reached
 
     def _connect(self) -> bool:
         if self._delivery is not None and self._error is None:

@@ -108,32 +108,34 @@ def test_every_value_of_every_seed_is_shown(run: Any, page: str) -> None:
     assert "needs 10 expected false positives" in text
 
 
-@pytest.mark.parametrize(
-    "field", ["setting", "description", "name", "warning", "flag", "note", "config", "class", "code"]
-)
-def test_everything_from_the_record_is_escaped(run: Any, field: str) -> None:
-    attack = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'"
-    record: RunRecord = run.record
-    if field == "setting":
-        record = run.with_cells(lambda cell: replace(cell, setting=attack) if cell.setting == "relaxloss" else cell)
-    elif field == "flag":
-        record = run.with_cells(lambda cell: replace(cell, flags=(attack,)))
-    elif field == "note":
-        metric = MetricValue(None, note=attack)
-        record = run.with_cells(lambda cell: replace(cell, metrics=cell.metrics | {f"canary/{attack}/auc": metric}))
-    else:
-        changes: dict[str, dict[str, Any]] = {
-            "description": {"description": attack},
-            "name": {"name": attack},
-            "warning": {"warnings": (attack,)},
-            "config": {"config": {attack: attack}},
-            "class": {"data": run.record.data | {"class_names": [attack] * 5, "name": attack}},
-            "code": {"code": {attack: attack, "commit": attack, "oakum": attack}},
-        }
-        record = replace(record, **changes[field])
+def test_everything_from_the_record_is_escaped(run: Any) -> None:
+    def attack(place: str) -> str:
+        return f"</title></style></svg><script>alert('{place}')</script><img src=x onerror=alert(2)>\"'&lt;"
+
+    def change(cell: Any) -> Any:
+        unresolved = MetricValue(None, note=attack("note"))
+        metrics = cell.metrics | {f"canary/{attack('attack').replace('/', '')}/auc": cell.metrics["canary/loss/auc"]}
+        metrics |= {f"canary/{attack('key').replace('/', '')}/tpr_at_fpr_0.1": unresolved}
+        label = attack("setting") if cell.setting == "relaxloss" else cell.setting
+        parameters = {attack("parameter"): attack("value")}
+        return replace(cell, setting=label, metrics=metrics, flags=(attack("flag"),), parameters=parameters)
+
+    record = replace(
+        run.with_cells(change),
+        name=attack("name"),
+        description=attack("description"),
+        warnings=(attack("warning"),),
+        config={attack("config"): attack("option")},
+        data=run.record.data
+        | {"class_names": [attack("class")] * 5, "name": attack("data"), "digest": attack("digest")},
+        code={attack("library"): attack("version"), "commit": attack("commit"), "oakum": attack("oakum")},
+        seconds={attack("phase"): 1.0},
+    )
     text = html.render(record, run.store, run.real_images)
     structure = read(text)
-    assert "alert(1)" in structure.text or field == "class"
+    places = "note attack key setting parameter value flag name description warning config option class data digest"
+    for place in f"{places} library version commit oakum phase".split():
+        assert f"<script>alert('{place}')" in structure.text, place
     assert "<script" not in text
     assert "<img src=x" not in text
     assert not any("onerror" in attributes for _, attributes in structure.elements)
@@ -191,7 +193,8 @@ def test_no_number_is_invented_for_unresolved_metrics(run: Any) -> None:
     metric = MetricValue(None, wants="low", note="only 30 non-members")
 
     def blank(cell: Any) -> Any:
-        return replace(cell, metrics=dict.fromkeys(cell.metrics, metric))
+        label = cell.setting.replace("0.05/0.5", "")
+        return replace(cell, setting=label, metrics=dict.fromkeys(cell.metrics, metric))
 
     record = replace(run.with_cells(blank), chance={}, seconds={})
     structure = render(run, record)

@@ -118,7 +118,7 @@ def test_verdict_names_chance_only_where_every_seed_has_an_interval(run: Any) ->
     ("value", "unit", "sign", "text"),
     [
         (0.94123, "percent", False, "94.1 %"),
-        (-0.0163, "percent", True, "−1.6 points"),
+        (-0.0163, "percent", True, "\N{MINUS SIGN}1.6 points"),
         (-0.00001, "percent", True, "0.0 points"),
         (0.60549, "score", False, "0.605"),
         (0.0, "score", True, "0.000"),
@@ -134,8 +134,8 @@ def test_numbers(value: float, unit: Any, sign: bool, text: str) -> None:
 
 
 def test_range_says_how_many_seeds_it_lacks() -> None:
-    assert range_text(Spread({0: 0.5, 1: 0.6}, {2: "few"}, {}), "score") == "0.500–0.600 (2 of 3 seeds)"
-    assert range_text(Spread({0: -0.5, 1: 0.6}, {}, {}), "score") == "−0.500 to 0.600"
+    assert range_text(Spread({0: 0.5, 1: 0.6}, {2: "few"}, {}), "score") == "0.500\N{EN DASH}0.600 (2 of 3 seeds)"
+    assert range_text(Spread({0: -0.5, 1: 0.6}, {}, {}), "score") == "\N{MINUS SIGN}0.500 to 0.600"
     assert range_text(Spread({0: 0.5}, {}, {}), "score") == "one seed"
     assert range_text(Spread({}, {}, {}), "score") == ""
 

@@ -102,7 +102,9 @@ class Target:
 
     def _require(self, needed: Access) -> None:
         if self._access < needed:
-            raise AccessError(f"the attack declares {self._access.name.lower()} access and asked for {needed.name.lower()}")
+            raise AccessError(
+                f"the attack declares {self._access.name.lower()} access and asked for {needed.name.lower()}"
+            )
 
 
 @dataclass(frozen=True)

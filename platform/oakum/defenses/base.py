@@ -77,4 +77,3 @@ class Defense:
     def release(self, module: nn.Module) -> nn.Module:
         """Return what the adversary may query; its logits' softmax are the released scores."""
         return module
-

@@ -62,7 +62,9 @@ class OnRay:
         resources = task.resources
         if resources.workers > 1:
             return self._task.options(num_cpus=0, name=task.label).remote(task, settings)
-        return self._task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, name=task.label).remote(task, settings)
+        return self._task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, name=task.label).remote(
+            task, settings
+        )
 
     def _settle(self, ledger: Ledger, stage: Stage, reference: Any) -> None:
         try:
@@ -86,7 +88,9 @@ class OnRay:
                     "lower execution.threads"
                 )
             if resources.gpus > 0 and found.gpus == 0 and self._max_cpus is None:
-                raise ConfigError(f"stage {stage.label!r} asks for a GPU, but the cluster has none; set execution.gpus: 0")
+                raise ConfigError(
+                    f"stage {stage.label!r} asks for a GPU, but the cluster has none; set execution.gpus: 0"
+                )
             if _cpus(stage) > max(found.cpus, self._max_cpus or 0.0):
                 raise ConfigError(
                     f"stage {stage.label!r} asks for {resources.workers} workers of {resources.cpus} CPUs, but the cluster "

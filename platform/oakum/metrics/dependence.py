@@ -45,8 +45,9 @@ def median_sigma(distances_MM: Tensor) -> Tensor:
     """Return the released code's median rule for a matrix of squared distances: a scalar without gradient.
 
     The rows are stacked on themselves and the median (of an even count, the mean of the middle two) is taken over the
-    strictly lower triangle, so each pair counts four times and zero counts M times. A median of zero is replaced by the mean; the result is at least 0.01. It is
-    a median of *squared* distances that the kernel squares once more, as the released code does.
+    strictly lower triangle, so each pair counts four times and zero counts M times. A median of zero is replaced by
+    the mean; the result is at least 0.01. It is a median of *squared* distances that the kernel squares once more, as
+    the released code does.
     """
     distances_MM = distances_MM.detach()
     rows = distances_MM.shape[0]
@@ -134,7 +135,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_MM: Tensor) -> Tensor:
-        (rows_MD,) = ctx.saved_tensors
+        rows_MD: Tensor = ctx.saved_tensors[0]
         return (gradient_MM + gradient_MM.mT) @ rows_MD
 
 

@@ -48,7 +48,8 @@ def collect(document: dict[str, Any], store: Store) -> RunRecord:
     manifests = _manifests(record, store)
     cells = tuple(_cell(cell, manifests) for cell in record.cells)
     shared = tuple(
-        SharedRecord(item.role, item.stage, item.parameters, _metrics(manifests.get(item.stage.key))) for item in record.shared
+        SharedRecord(item.role, item.stage, item.parameters, _metrics(manifests.get(item.stage.key)))
+        for item in record.shared
     )
     return RunRecord(**{**vars(record), "cells": cells, "shared": shared})
 

@@ -13,10 +13,12 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-from oakum.registry import PACKAGE_FOLDER
 from oakum.records import sha256_hex
+from oakum.registry import PACKAGE_FOLDER
 
-_WITHOUT_SCIENCE = frozenset({"oakum", "oakum.config", "oakum.registry", "oakum.store", "oakum.records", "oakum.faults"})
+_WITHOUT_SCIENCE = frozenset(
+    {"oakum", "oakum.config", "oakum.registry", "oakum.store", "oakum.records", "oakum.faults"}
+)
 
 
 def fingerprint(*modules: str) -> str:
@@ -81,6 +83,10 @@ def _tree_digest(module: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return sha256_hex(ast.dump(tree).encode())

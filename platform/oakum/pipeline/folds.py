@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from oakum.config import ConfigError, validate
 from oakum.datasets._canaries import Canaries, plant
 from oakum.datasets._folds import FoldsConfig, draw_folds, fold_digest, private_classes, relabel
-from oakum.datasets.base import load_labels, load_samples, open_prepared
 from oakum.datasets._prepared import Labels, PreparedData, Samples
+from oakum.datasets.base import load_labels, load_samples, open_prepared
 from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed
 
@@ -78,7 +78,9 @@ class FoldSet:
             ConfigError: the experiment's `folds` do not draw it, or it is empty.
         """
         if fold not in self.rows or not len(self.rows[fold]):
-            raise ConfigError(f"this experiment needs fold {fold!r}; add it to `folds.rules` (drawn: {', '.join(sorted(self.rows))})")
+            raise ConfigError(
+                f"this experiment needs fold {fold!r}; add it to `folds.rules` (drawn: {', '.join(sorted(self.rows))})"
+            )
         return self.rows[fold]
 
     def class_index(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

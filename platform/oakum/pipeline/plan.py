@@ -17,14 +17,6 @@ from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed
 
 _MAY_READ_TEST = frozenset({"answers", "membership"})
-_KIND_MODULES = {
-    "train": ("oakum.pipeline.training", "oakum.datasets._folds", "oakum.datasets._canaries"),
-    "answers": ("oakum.models.base", "oakum.metrics.utility", "oakum.datasets._folds"),
-    "membership": ("oakum.attacks.access", "oakum.metrics.membership", "oakum.datasets._folds"),
-    "prior": ("oakum.models.priors.base", "oakum.datasets._folds"),
-    "inversion": ("oakum.attacks.access",),
-    "judge": ("oakum.metrics.inversion", "oakum.datasets._folds"),
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ class _Planner:
     ) -> Stage:
         execution = self.file.execution
         threads = threads or self.threads
-        modules = [*_KIND_MODULES[kind], *(method.cls.__module__ for method in methods)]
+        modules = [f"oakum.pipeline.stages.{kind}", *(method.cls.__module__ for method in methods)]
         versions = [str(method.cls.version) for method in methods if getattr(method.cls, "version", None) is not None]
         stable = methods and len(versions) == len(methods)
         source = next(iter(folds.values())).selection if folds else None
@@ -195,7 +187,13 @@ class _Planner:
         if "val" in self.folds[0].rows:
             folds["val"] = self.folds[0]
         config = self._training(
-            model, {"name": "none"}, self.file.evaluation.recipe, seed, "all", self.folds[0].prepared.num_classes, "evaluation"
+            model,
+            {"name": "none"},
+            self.file.evaluation.recipe,
+            seed,
+            "all",
+            self.folds[0].prepared.num_classes,
+            "evaluation",
         )
         return self._stage("train", config, {}, folds, "evaluation model", (model,), weight=5.0)
 
@@ -208,7 +206,9 @@ class _Planner:
         self.folds[0].require("public")
         threads = self.file.prior.threads if self.file.prior else None
         label = f"prior {prior.name}"
-        return self._stage("prior", config, {}, {"public": self.folds[0]}, label, (prior,), weight=100.0, threads=threads)
+        return self._stage(
+            "prior", config, {}, {"public": self.folds[0]}, label, (prior,), weight=100.0, threads=threads
+        )
 
     def _cell(self, label: str, method: Method, seed: int, shared: dict[str, Stage]) -> Cell:
         stages: dict[str, Stage] = {}
@@ -225,7 +225,13 @@ class _Planner:
         used = {fold: folds, **({"val": folds} if "val" in folds.rows else {})}
         target_seed = derive_seed(self.file.experiment_seed, "target", seed)
         config = self._training(
-            self.experiment.model, method.document(), self.file.recipe, target_seed, "private", len(self.private_classes), fold
+            self.experiment.model,
+            method.document(),
+            self.file.recipe,
+            target_seed,
+            "private",
+            len(self.private_classes),
+            fold,
         )
         methods = (self.experiment.model, method)
         title = f"{label}/{seed} {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import shutil
 import tempfile
@@ -67,11 +68,11 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the stage's function; provenance is empty on workers that do not publish."""
     from oakum.pipeline.context import StageContext
-    from oakum.pipeline.work import RUNNERS
     from oakum.training.collective import Collective
 
     context = StageContext(task=task, store=store, settings=settings, output=output, scratch=scratch)
-    summary = RUNNERS[task.kind](context)
+    module = importlib.import_module(f"oakum.pipeline.stages.{task.kind}")
+    summary: dict[str, Any] = module.run(context)
     if Collective.current().rank != 0:
         return summary, {}
     inputs = {name: context.input(name) for name in task.inputs}

@@ -30,7 +30,8 @@ TERMS: tuple[tuple[str, str], ...] = (
     (
         "Canary",
         "A crafted record, for instance with a fixed wrong label, put into training by a fair coin. The held-out "
-        "half are its non-members. Canaries are the worst case: they show what the model does to records that it must memorize.",
+        "half are its non-members. Canaries are the worst case: they show what the model does to records that it "
+        "must memorize.",
     ),
     (
         "Canary model",

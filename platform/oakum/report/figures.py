@@ -244,13 +244,17 @@ def to_svg(figure: Figure, name: str) -> str:
     `name` makes the element's ids unique within a page.
     """
     text = _export(figure, "svg", name).decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    # Only inside tags: a label may read `id="x"` or `fill: #1c2128` and must stay as it is.
+    return re.sub(r"<[^>]*>", lambda match: _themed(match.group(), name), text)
+
+
+def _themed(element: str, name: str) -> str:
+    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)
     for ink in ALL_INKS:
-        text = re.sub(rf"((?:fill|stroke|color): ?){ink.light}\b", rf"\1var(--{ink.variable})", text)
-    return text
+        element = re.sub(rf"((?:fill|stroke|color): ?){ink.light}\b", rf"\1var(--{ink.variable})", element)
+    return element
 
 
 def _export(figure: Figure, form: str, name: str) -> bytes:

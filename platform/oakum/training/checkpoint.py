@@ -41,7 +41,9 @@ def load_parts(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
     tensors = load_file(folder / TENSORS_FILE)
     document = json.loads((folder / RECORD_FILE).read_text())
     if set(document["parts"]) != set(parts):
-        raise CheckpointError(f"the checkpoint in {folder} holds {sorted(document['parts'])}, needed are {sorted(parts)}")
+        raise CheckpointError(
+            f"the checkpoint in {folder} holds {sorted(document['parts'])}, needed are {sorted(parts)}"
+        )
     for name, part in parts.items():
         state = _restore(document["parts"][name], tensors)
         if isinstance(part, nn.Module):
@@ -111,4 +113,3 @@ def _restore(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     if "list" in node:
         return [_restore(item, tensors) for item in node["list"]]
     return node["value"]
-

@@ -21,9 +21,7 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opt
     )
 
 
-def build_scheduler(
-    recipe: Recipe, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler | None:
+def build_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
     """Return the recipe's schedule, stepped once an epoch, or None when the rate is constant."""
     if not recipe.milestones:
         return None

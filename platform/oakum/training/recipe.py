@@ -23,7 +23,9 @@ class Recipe(FrozenConfig):
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=64, ge=1)
     drop_last: bool = Field(default=False, description="drop the last partial batch of an epoch")
-    milestones: tuple[int, ...] = Field(default=(), description="epochs (from 0) at which the rate is multiplied by gamma")
+    milestones: tuple[int, ...] = Field(
+        default=(), description="epochs (from 0) at which the rate is multiplied by gamma"
+    )
     gamma: float = Field(default=0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 means autocast")
     channels_last: bool = False
@@ -37,4 +39,3 @@ class Recipe(FrozenConfig):
         if unreachable:
             raise ValueError(f"milestones {unreachable} are never reached in {self.epochs} epochs")
         return self
-

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from oakum.config import ConfigError, FrozenConfig
-from oakum.models.base import InputShape
 from oakum.models.priors.base import Prior
 from oakum.registry import Source
 from oakum.seeding import derive_seed, torch_generator
