@@ -35,6 +35,7 @@ from oakum.tracking_runs import flatten, metric_name
 
 PLATFORM = Path(__file__).parents[1] / "platform"
 EPOCHS = 3
+TABLES = ("params", "metrics", "latest")
 SETTINGS = {"none": ("none", {}), "bido 0.05/0.5": ("bido", {"lambda_x": 0.05, "lambda_y": 0.5, "soft": True})}
 
 
@@ -224,13 +225,13 @@ def tree(lab: Lab) -> dict[str, Any]:
     place = {run: f"{own['oakum.run_key'][:6]}/{own['oakum.level']}/{own['oakum.owner']}" for run, own in tags.items()}
     experiments = {name for _, name, _ in found["experiments"]}
     result: dict[str, Any] = {"experiments": experiments, "count": len(place)}
-    for run, name, status, start, end, stage in found["runs"]:
+    for run, title, status, start, end, stage in found["runs"]:
         own = {key: value for key, value in tags[run].items() if key not in {"oakum.driver", "mlflow.parentRunId"}}
         result[place[run]] = {
-            "facts": (name, status, start, end, stage),
+            "facts": (title, status, start, end, stage),
             "tags": own,
             "parent": place.get(tags[run].get("mlflow.parentRunId", "")),
-            **{table: sorted(row[1:] for row in found[table] if row[0] == run) for table in ("params", "metrics", "latest")},
+            **{name: sorted(row[1:] for row in found[name] if row[0] == run) for name in TABLES},
             "inputs": len([row for row in found["inputs"] if row[1] == run]),
             "artifacts": {
                 path.split(run, 1)[1]: digest for path, digest in found["artifacts"].items() if run in path
@@ -542,6 +543,24 @@ def test_a_run_that_nobody_resumes_is_marked_killed(lab: Lab) -> None:
     assert len(rows(lab.database, "SELECT status FROM runs WHERE status = 'FINISHED'")) == 4
 
 
+def test_a_last_event_that_an_earlier_driver_left_does_not_leave_the_run_open(lab: Lab) -> None:
+    lab.put([finish_event(lab.record, [])])
+    tracker = Tracker(lab.store, lab.home)
+    tracker.open_run(lab.header)
+    tracker.start()
+    while Outbox(lab.store).names():
+        time.sleep(0.05)
+    tracker.finish(lab.record)
+    assert tracker.close().warning is None
+    assert {status for (status,) in rows(lab.database, "SELECT status FROM runs")} == {"FINISHED"}
+    lab.forget_ledger()
+    lab.put([finish_event(lab.record, [])])
+    sync(lab.store, lab.home)
+    lab.put([open_event(lab.header)])
+    sync(lab.store, lab.home)
+    assert {status for (status,) in rows(lab.database, "SELECT status FROM runs")} == {"FINISHED"}
+
+
 def test_a_run_that_stops_early_gets_its_outcome_and_can_be_resumed(lab: Lab) -> None:
     tracker = Tracker(lab.store, lab.home)
     tracker.start()
@@ -699,7 +718,8 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
     """A real server in processes of its own."""
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db",
-        "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1",
     ]  # fmt: skip
     server = subprocess.Popen(
         command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

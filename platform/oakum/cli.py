@@ -274,7 +274,7 @@ def _print_table(record: Any) -> None:
 
         Console().print(terminal.render(record))
     else:
-        sys.stdout.write(terminal.plain_text(record) + "\n")
+        sys.stdout.write(terminal.plain_text(record))
 
 
 def _print_places(result: Any, home: Any) -> None:
@@ -382,8 +382,11 @@ def _data_prepare(options: argparse.Namespace) -> int:
 
     prepared = prepare(options.name, session.Home.of_environment().data, options.source, options.force, progress=show)
     sys.stdout.write(
-        f"{prepared.name}: {prepared.rows} rows of shape {prepared.shape}, digest {prepared.digest[:16]}, from {prepared.source}\n"
+        f"{prepared.name}: {prepared.rows} rows of shape {prepared.shape}, digest {prepared.digest[:16]}, "
+        f"from {prepared.source}\n"
     )
+    if prepared.matches_official is False:
+        sys.stderr.write("oakum: these files differ from the official ones; results are not comparable with others'\n")
     return 0
 
 

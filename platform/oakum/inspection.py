@@ -66,8 +66,8 @@ def collect_garbage(*, delete: bool, min_age_hours: float, as_json: bool) -> int
         return 0
     verb = "removed" if delete else "would remove"
     sys.stdout.write(
-        f"{verb} {len(report.entries)} entries, {len(report.orphans)} payloads without a manifest and the unfinished work "
-        f"of {len(report.work)} stages: {report.bytes:,} bytes; {report.kept} entries stay\n"
+        f"{verb} {len(report.entries)} entries, {len(report.orphans)} payloads without a manifest "
+        f"and the unfinished work of {len(report.work)} stages: {report.bytes:,} bytes; {report.kept} entries stay\n"
     )
     for kind, size in sorted(report.usage.items()):
         sys.stdout.write(f"  {kind:<10} {size:>14,} bytes stay\n")

@@ -242,7 +242,7 @@ def real_images(record: RunRecord, home: Home, count: int = 4) -> dict[int, Any]
 
     The images are (n, C, H, W) float in [0, 1], by class index, from the first seed's training fold.
     """
-    if not record.data["public"] or len(record.data["input_shape"]) != 3:
+    if record.data["public"] is not True or len(record.data["input_shape"]) != 3:
         return {}
     from oakum.pipeline.folds import LoadedFolds, Selection
 
@@ -320,6 +320,9 @@ def _start_executor(name: str) -> Executor:
         from oakum.pipeline.executor import Serial
 
         return Serial()
+    from oakum.distributed.cluster import configure_environment
+
+    configure_environment()
     from oakum.distributed.on_ray import OnRay
 
     return OnRay()
@@ -388,8 +391,8 @@ def _gang_warnings(plan: Plan, known: dict[str, float]) -> list[str]:
     workers = plan.experiment.file.execution.workers
     if workers > 1 and known.get("train", _GANG_START_SECONDS) < 10 * _GANG_START_SECONDS:
         return [
-            f"execution.workers is {workers}: starting Ray Train takes about {_GANG_START_SECONDS:.0f} s for each training, "
-            "which pays only for trainings of several minutes"
+            f"execution.workers is {workers}: starting Ray Train takes about {_GANG_START_SECONDS:.0f} s for each "
+            "training, which pays only for trainings of several minutes"
         ]
     return []
 
@@ -413,7 +416,7 @@ def describe_check(summary: dict[str, Any]) -> str:
 
 
 def report_again(run: str, home: Home) -> tuple[RunRecord, Path]:
-    """Write the report of a planned run again; `run` is an experiment's name (its latest plan) or a plan key's beginning.
+    """Write a report again; `run` is an experiment's name (its latest plan) or the beginning of a plan key.
 
     Raises:
         ConfigError: no plan of that name or key.

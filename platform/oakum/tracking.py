@@ -184,8 +184,8 @@ class _Writer(threading.Thread):
         self._store = store
         self._destination = destination
         self._changed = threading.Condition()
-        # Names of events in the order of delivery; those in `_failed` were tried and stay in the outbox.
-        self._waiting: dict[str, None] = {}
+        # Names of events; those in `_failed` were tried and stay in the outbox.
+        self._waiting: set[str] = set()
         self._failed: dict[str, str] = {}
         self._delivered = 0
         self._error: str | None = None
@@ -198,7 +198,7 @@ class _Writer(threading.Thread):
     def add(self, name: str) -> None:
         """Queue an event that is in the outbox."""
         with self._changed:
-            self._waiting[name] = None
+            self._waiting.add(name)
             self._failed.pop(name, None)
             self._changed.notify_all()
 
@@ -241,8 +241,7 @@ class _Writer(threading.Thread):
 
     def _serve(self) -> None:
         with self._changed:
-            leftovers = dict.fromkeys(Outbox(self._store).names())
-            self._waiting = leftovers | self._waiting
+            self._waiting.update(Outbox(self._store).names())
         is_reached = True
         if self._destination.identity() is None:
             is_reached = self._drain()
@@ -260,7 +259,7 @@ class _Writer(threading.Thread):
         """Wait for work, or, while nobody answers, for the time to try again; return whether the end has come."""
         with self._changed:
             if is_reached:
-                self._changed.wait_for(lambda: self._waiting or self._is_ending)
+                self._changed.wait_for(lambda: bool(self._waiting) or self._is_ending)
             else:
                 self._changed.wait_for(lambda: self._is_ending, timeout=_RETRY_SECONDS)
             return self._is_ending
@@ -269,7 +268,10 @@ class _Writer(threading.Thread):
         """Deliver what waits; return whether there was an answer."""
         is_reached = self._connect()
         while is_reached and self._waiting:
-            is_reached = self._deliver(next(iter(self._waiting)))
+            # By name: a run is opened before it is finished, also when an earlier driver left its last event.
+            with self._changed:
+                first = min(self._waiting)
+            is_reached = self._deliver(first)
         if not is_reached:
             self._failed_at = time.monotonic()
         return is_reached
@@ -320,7 +322,7 @@ class _Writer(threading.Thread):
 
     def _settle(self, name: str, *, delivered: int = 0, failure: str | None = None) -> None:
         with self._changed:
-            self._waiting.pop(name, None)
+            self._waiting.discard(name)
             self._delivered += delivered
             if failure is not None:
                 self._failed[name] = failure

@@ -67,6 +67,7 @@ class Delivery:
                 return False
             if current is not None and event.run_key == current[0]:
                 event = replace(event, driver=current[1])
+            self._ledger.refresh(event.run_key)
             fault_point("tracking.before_delivery")
             self._experiments.add(event.run["name"])
             {"open": self._open, "stage": self._stage, "finish": self._finish}[event.type](event)
@@ -108,7 +109,8 @@ class Delivery:
     def _open(self, event: Event) -> None:
         header = event.body["header"]
         parent = self._runs.parent(event.run, event.driver, event.created)
-        self._runs.reopen(parent, event.driver)
+        if not self._ledger.is_finished(event.run_key, event.run["plan_key"]):
+            self._runs.reopen(parent, event.driver)
         self._runs.sweep([event.run["name"]])
         self._runs.tag(parent, _tags(header["description"], event.run, header["data"], header["code"]))
         self._runs.params(parent, _parent_params(header["config"]))
@@ -144,8 +146,8 @@ class Delivery:
             for fold, digest in sorted(manifest.key_document.get("folds", {}).items()):
                 self._runs.dataset(run_id, f"{event.run['data']}/{fold}", str(digest), fold, {"fold": fold})
         allowed = _PLAIN_FILES | _PUBLIC_FILES if event.run["public"] else _PLAIN_FILES
-        for name in sorted(allowed & set(manifest.files)):
-            self._runs.file(run_id, self._store.fetch(manifest, name), metric_name(role))
+        paths = [self._store.fetch(manifest, name) for name in sorted(allowed & set(manifest.files))]
+        self._runs.files(run_id, paths, metric_name(role))
         return sorted(set(manifest.files) - allowed)
 
     def _finish(self, event: Event) -> None:
@@ -201,14 +203,15 @@ class Delivery:
 
     def _log_report(self, parent: str, event: Event) -> None:
         """Upload the report's files; those of private data that could hold pictures or scores are named in a tag."""
-        withheld, missing = [], []
+        withheld, missing, paths = [], [], []
         for path in map(Path, event.body["artifacts"]):
             if not event.run["public"] and path.suffix not in _REPORT_SUFFIXES:
                 withheld.append(path.name)
             elif not path.is_file():
                 missing.append(str(path))
             else:
-                self._runs.file(parent, path, "report")
+                paths.append(path)
+        self._runs.files(parent, paths, "report")
         self._runs.tag(
             parent, {"oakum.withheld.report": ", ".join(withheld), "oakum.missing.report": ", ".join(missing)}
         )

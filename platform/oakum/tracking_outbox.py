@@ -232,6 +232,11 @@ class Ledger:
         with self._lock:
             return plan_key in self._of(run_key)["finished"]
 
+    def refresh(self, run_key: str) -> None:
+        """Read a run's document again at the next question: other processes write it, too."""
+        with self._lock:
+            self._known.pop(run_key, None)
+
     def add(self, event: Event) -> None:
         """Note that an event arrived. The caller holds the lock of deliveries, so that no other process writes."""
         with self._lock:

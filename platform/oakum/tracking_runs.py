@@ -158,12 +158,14 @@ class Runs:
         dataset = Dataset(name, digest[:36], "oakum", source, profile=json.dumps({**profile, "digest": digest}))
         self._write("log_inputs", run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
-    def file(self, run_id: str, path: Path, folder: str) -> None:
-        """Upload a file, unless one of its name and size is there."""
-        size = path.stat().st_size
-        there = self._client.list_artifacts(run_id, folder)
-        if not any(Path(item.path).name == path.name and item.file_size == size for item in there):
-            self._write("log_artifact", run_id, str(path), folder)
+    def files(self, run_id: str, paths: Iterable[Path], folder: str) -> None:
+        """Upload files into a folder, but for those that are there by name and size."""
+        wanted = {path.name: path for path in paths}
+        there = self._client.list_artifacts(run_id, folder) if wanted else []
+        sizes = {Path(item.path).name: item.file_size for item in there}
+        for name, path in wanted.items():
+            if sizes.get(name) != path.stat().st_size:
+                self._write("log_artifact", run_id, str(path), folder)
 
     def text(self, run_id: str, text: str, name: str) -> None:
         """Upload a text as a file; it replaces an earlier one."""

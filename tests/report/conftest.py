@@ -128,7 +128,7 @@ def inversion(builder: Builder, place: str, top1: float, rng: np.random.Generato
     restarts = 4
     correct = rng.random((CLASSES, restarts)) < top1
     images = np.stack([[glyph(label, rng, 0.25 if hit else 0.9) for hit in correct[label]] for label in range(CLASSES)])
-    tensors = {"images": images, "classes": np.arange(CLASSES, dtype=np.int64)}
+    tensors: dict[str, NDArray[Any]] = {"images": images, "classes": np.arange(CLASSES, dtype=np.int64)}
     made = builder.publish("inversion", place, {"reconstructions.safetensors": save(tensors)})
     judged = parquet(
         **{"class": np.repeat(np.arange(CLASSES), restarts)},

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from oakum.records import StageRef
 from oakum.report import figures
-from oakum.report._evidence import measured_at, missing_stages, roc_of
+from oakum.report._evidence import measured_at, missing_stages, reconstruction_rows, roc_of
 
 
 class OneFile:
@@ -75,14 +75,14 @@ def test_every_figure_is_written(run: Any, tmp_path: Path) -> None:
 def test_private_data_makes_no_pictures(run: Any, tmp_path: Path) -> None:
     for public in (False, None, "yes", 1):
         record = replace(run.record, data=run.record.data | {"public": public})
-        assert figures.reconstruction_rows(record, run.store) == {}
+        assert reconstruction_rows(record, run.store) == {}
         assert figures.reconstructions(record, run.store, run.real_images) is None
 
 
 def test_reconstructions_are_the_first_restart_of_the_first_common_seed(run: Any) -> None:
     from safetensors.numpy import load
 
-    rows = figures.reconstruction_rows(run.record, run.store)
+    rows = reconstruction_rows(run.record, run.store)
     cell = next(cell for cell in run.record.cells if cell.setting == "relaxloss" and cell.seed == 0)
     stage = cell.stages["inversion.clean.gmi"]
     images = load(run.store.read(run.store.manifest(stage.kind, stage.key), "reconstructions.safetensors"))["images"]

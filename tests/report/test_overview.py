@@ -8,7 +8,7 @@ import pytest
 from oakum.records import CellRecord, MetricValue, RunRecord
 from oakum.report._labels import spread_out
 from oakum.report._markup import Markup, join, tag
-from oakum.report._numbers import number, printable, range_text
+from oakum.report._numbers import number, printable, range_text, short_labels
 from oakum.report._overview import overview
 from oakum.report._verdict import verdicts
 from oakum.report.statistics import Spread
@@ -104,7 +104,7 @@ def test_verdicts_say_what_the_seeds_allow(own: list[float], headline: str, chip
 def test_verdict_from_five_seeds_uses_the_t_interval() -> None:
     own = [0.60, 0.61, 0.59, 0.60, 0.62]
     verdict = verdicts(overview(_record({"none": [0.7] * 5, "a": own})))[1]
-    assert verdict.findings[0].chip.startswith("lower, 95 % t interval, 5 seeds, 4 degrees of freedom: ")
+    assert verdict.findings[0].chip.startswith("lower, 95 % t interval \N{MINUS SIGN}0.1")
 
 
 def test_verdict_names_chance_only_where_every_seed_has_an_interval(run: Any) -> None:
@@ -153,3 +153,21 @@ def test_printable_replaces_what_rewrites_a_terminal_or_turns_text_around() -> N
 def test_spread_out_keeps_order_and_distance() -> None:
     placed = spread_out([0.5, 0.5, 0.5, 0.9], gap=0.1)
     assert placed == pytest.approx([0.4, 0.5, 0.6, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("labels", "short"),
+    [
+        (["abc", "abd"], ["abc", "abd"]),
+        (["a" * 12, "b" * 12], ["a" * 9 + "\N{HORIZONTAL ELLIPSIS}", "b" * 9 + "\N{HORIZONTAL ELLIPSIS}"]),
+        (["a" * 11 + "x", "a" * 11 + "y"], ["aaaaa\N{HORIZONTAL ELLIPSIS}aaax", "aaaaa\N{HORIZONTAL ELLIPSIS}aaay"]),
+        (["a" * 7 + "x" + "a" * 5, "a" * 7 + "y" + "a" * 5], None),
+        (["a" * 20 + "x" + "a" * 20, "a" * 20 + "y" + "a" * 20], None),
+    ],
+)
+def test_short_labels_stay_different(labels: list[str], short: list[str] | None) -> None:
+    found = short_labels(labels, 10)
+    assert len(set(found.values())) == len(labels)
+    assert all(len(text) <= 10 for text in found.values())
+    if short is not None:
+        assert list(found.values()) == short

@@ -20,14 +20,24 @@ class ClusterCapacity:
     nodes: int
 
 
+def configure_environment() -> None:
+    """Set Ray's environment where the user did not. Ray reads it when it is imported: call this before.
+
+    Token authentication is on, Ray Train's controller looks at its workers five times a second (its default of two
+    seconds would hold up every report), and tasks without a GPU leave `CUDA_VISIBLE_DEVICES` as it is.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
 def start_ray(cpus: int | None = None) -> None:
     """Join the cluster named by `RAY_ADDRESS`, or start Ray on this machine without a dashboard.
 
     Does nothing when this process is connected already.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    configure_environment()
     import ray
 
     if ray.is_initialized():

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from oakum.config import ConfigError, FrozenConfig
+from oakum.config import ConfigError
 from oakum.models.base import Classifier, InputShape
 from oakum.registry import Source
 
@@ -54,7 +54,7 @@ class MCNN(Classifier):
     source = BIDO
     tap_names: ClassVar[tuple[str, ...]] = ("block1", "block2", "block3")
 
-    class Config(FrozenConfig):
+    class Config(Classifier.Config):
         pass
 
     def __init__(self, config: Config, input_shape: InputShape, num_classes: int) -> None:

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from oakum.config import FrozenConfig
 from oakum.models.base import Classifier, InputShape
 from oakum.registry import Source
 
@@ -28,7 +27,7 @@ class MLP(Classifier):
     )
     tap_names: ClassVar[tuple[str, ...]] = ("hidden",)
 
-    class Config(FrozenConfig):
+    class Config(Classifier.Config):
         hidden: tuple[int, ...] = Field(default=(1024, 512, 256, 128), min_length=1)
         activation: Literal["tanh", "relu"] = "tanh"
 

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from oakum.config import FrozenConfig
 from oakum.models.base import Classifier, InputShape
 from oakum.models.mcnn import BIDO, conv_block, require_shape
 
@@ -20,7 +19,7 @@ class SCNN(Classifier):
     source = BIDO
     tap_names: ClassVar[tuple[str, ...]] = ("feature",)
 
-    class Config(FrozenConfig):
+    class Config(Classifier.Config):
         pass
 
     def __init__(self, config: Config, input_shape: InputShape, num_classes: int) -> None:

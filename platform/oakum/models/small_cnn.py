@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from oakum.config import ConfigError, FrozenConfig
+from oakum.config import ConfigError
 from oakum.models.base import Classifier, InputShape
 from oakum.models.mcnn import conv_block
 from oakum.registry import Source
@@ -22,7 +22,7 @@ class SmallCNN(Classifier):
     source = Source(title="Quickstart network", authors="oakum", venue="this project", year=2026)
     tap_names: ClassVar[tuple[str, ...]] = ("block1", "block2", "block3")
 
-    class Config(FrozenConfig):
+    class Config(Classifier.Config):
         width: int = Field(default=32, ge=1, le=1024, description="channels of the first block; doubled at each")
 
     def __init__(self, config: Config, input_shape: InputShape, num_classes: int) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from oakum.config import ConfigError, FrozenConfig
+from oakum.config import ConfigError
 from oakum.models.base import Classifier, InputShape
 from oakum.registry import Source
 
@@ -22,7 +22,7 @@ class StridedCNN(Classifier):
     source = Source(title="Quickstart evaluation network", authors="oakum", venue="this project", year=2026)
     tap_names: ClassVar[tuple[str, ...]] = ("hidden",)
 
-    class Config(FrozenConfig):
+    class Config(Classifier.Config):
         width: int = Field(default=32, ge=1, le=1024, description="channels of the first convolution")
         hidden: int = Field(default=128, ge=1, le=4096, description="width of the hidden layer")
         dropout: float = Field(default=0.3, ge=0, lt=1)

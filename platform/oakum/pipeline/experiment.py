@@ -186,12 +186,12 @@ def _method(kind: str, entry: MethodEntry, where: str) -> Method:
 
 def _check_parts(experiment: Experiment, where: str) -> None:
     file = experiment.file
-    if file.evaluation is not None and experiment.evaluation_model is not None:
-        if experiment.evaluation_model.name == experiment.model.name:
-            raise ConfigError(
-                f"{where}: evaluation.model: the evaluation model must have another architecture than the target "
-                f"({experiment.model.name!r}), else it shares the target's blind spots"
-            )
+    evaluation = experiment.evaluation_model
+    if evaluation is not None and evaluation.name == experiment.model.name:
+        raise ConfigError(
+            f"{where}: evaluation.model: the evaluation model must have another architecture than the target "
+            f"({experiment.model.name!r}), else it shares the target's blind spots"
+        )
     if experiment.inversion:
         if file.evaluation is None:
             raise ConfigError(f"{where}: attacks.inversion needs an evaluation model; add `evaluation:`")

@@ -48,7 +48,7 @@ def initial_state(config: dict[str, Any], recipe: Recipe, device: torch.device) 
     torch.manual_seed(derive_seed(config["seed"], "init"))
     model = build_model(config).to(device)
     if recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])
     return TrainState(
         model=model,

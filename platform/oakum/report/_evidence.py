@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from oakum.records import CellRecord, RunRecord, StageRef
-from oakum.report._overview import Setting
+from oakum.report._overview import Overview, Setting, overview
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 EXPECTED_FALSE_POSITIVES = 10
+MAX_CLASSES = 10
 
 
 class EvidenceStore(Protocol):
@@ -90,7 +91,7 @@ def history_of(cell: CellRecord, store: EvidenceStore) -> dict[str, list[tuple[i
     return curves
 
 
-def reconstructions_of(cell: CellRecord, attack: str, store: EvidenceStore) -> dict[int, Reconstruction]:
+def _reconstructions_of(cell: CellRecord, attack: str, store: EvidenceStore) -> dict[int, Reconstruction]:
     """Return class -> the first restart's picture. The first, not the best, so that nothing is picked by eye."""
     from safetensors.numpy import load
 
@@ -105,6 +106,34 @@ def reconstructions_of(cell: CellRecord, attack: str, store: EvidenceStore) -> d
     }
 
 
+def reconstruction_rows(record: RunRecord, store: EvidenceStore) -> dict[int, dict[str, Reconstruction | None]]:
+    """Return class -> setting label -> picture of the first seed that all settings have; {} unless data is public.
+
+    Settings without pictures are left out; at most `MAX_CLASSES` classes.
+    """
+    if not is_public(record):
+        return {}
+    view = overview(record)
+    attacking = [setting for setting in view.settings if _inversion_attacks(setting)]
+    common = set.intersection(*(set(setting.seeds) for setting in attacking)) if attacking else set()
+    made: dict[str, dict[int, Reconstruction]] = {}
+    for setting in attacking:
+        cell = next(cell for cell in setting.cells if not common or cell.seed == min(common))
+        pictures = _reconstructions_of(cell, _shown_attack(setting, view), store)
+        if pictures:
+            made[setting.label] = pictures
+    classes = sorted({label for pictures in made.values() for label in pictures})[:MAX_CLASSES]
+    return {label: {name: pictures.get(label) for name, pictures in made.items()} for label in classes}
+
+
+def _shown_attack(setting: Setting, view: Overview) -> str:
+    """Return the inversion attack whose pictures are shown: the strongest, else the first with pictures."""
+    attacks = _inversion_attacks(setting)
+    column = view.column("inversion_top1")
+    strongest = column.measurements[setting.label].attack if column else ""
+    return strongest if strongest in attacks else attacks[0]
+
+
 def real_picture(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Return a real (C, H, W) image in [0, 1] as (H, W) or (H, W, 3) uint8."""
     import numpy as np
@@ -112,7 +141,7 @@ def real_picture(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return _picture(np.asarray(np.clip(np.asarray(image) * 255 + 0.5, 0, 255), dtype=np.uint8))
 
 
-def inversion_attacks(setting: Setting) -> list[str]:
+def _inversion_attacks(setting: Setting) -> list[str]:
     """Return the names of the inversion attacks that made pictures for this setting."""
     prefix = "inversion.clean."
     roles = dict.fromkeys(role for cell in setting.cells for role in cell.stages if role.startswith(prefix))

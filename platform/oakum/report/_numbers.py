@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from oakum.report._overview import Column, Unit
 from oakum.report.statistics import Difference, Spread
@@ -88,3 +88,20 @@ def printable(text: str) -> str:
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else char
         for char in text
     )
+
+
+def short_labels(labels: list[str], length: int = 24) -> dict[str, str]:
+    """Return each label in at most `length` characters, cut where all stay different: at the end, inside, in front."""
+    dots = "\N{HORIZONTAL ELLIPSIS}"
+    half = (length - 1) // 2
+    plain = {label: printable(label) for label in labels}
+    cuts: tuple[Callable[[str], str], ...] = (
+        lambda text: text[: length - 1] + dots,
+        lambda text: text[: length - 1 - half] + dots + text[-half:],
+        lambda text: dots + text[1 - length :],
+    )
+    for cut in cuts:
+        short = {label: text if len(text) <= length else cut(text) for label, text in plain.items()}
+        if len(set(short.values())) == len(labels):
+            return short
+    return {label: f"{place}: {plain[label][: length - 6]}{dots}" for place, label in enumerate(labels, start=1)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oakum.report._numbers import short_labels
 from oakum.report._overview import Overview, Setting
 
 
@@ -46,18 +47,21 @@ BASELINE_MARK = "o"
 
 @dataclass(frozen=True)
 class Look:
-    """How a setting is drawn."""
+    """How a setting is drawn: its color, its mark, and a label short enough for a figure."""
 
     ink: Ink
     mark: str
+    label: str
 
 
 def looks(view: Overview) -> dict[str, Look]:
     """Return setting label -> look. The baseline is a neutral disc; the others follow their place in the record."""
     found: dict[str, Look] = {}
+    short = short_labels([setting.label for setting in view.settings])
     others: list[Setting] = [setting for setting in view.settings if setting != view.baseline]
     if view.baseline is not None:
-        found[view.baseline.label] = Look(BASELINE_INK, BASELINE_MARK)
+        found[view.baseline.label] = Look(BASELINE_INK, BASELINE_MARK, short[view.baseline.label])
     for place, setting in enumerate(others):
-        found[setting.label] = Look(SETTING_INKS[place % len(SETTING_INKS)], MARKS[place % len(MARKS)])
+        ink, mark = SETTING_INKS[place % len(SETTING_INKS)], MARKS[place % len(MARKS)]
+        found[setting.label] = Look(ink, mark, short[setting.label])
     return found

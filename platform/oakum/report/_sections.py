@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from oakum.records import RunRecord
 from oakum.report import figures
-from oakum.report._evidence import EvidenceStore, Reconstruction, is_public, real_picture
+from oakum.report._evidence import EvidenceStore, Reconstruction, is_public, real_picture, reconstruction_rows
 from oakum.report._marks import mark, strip
 from oakum.report._markup import Markup, join, tag, void
 from oakum.report._numbers import chance_text, interval_text, mean_text, number, range_text, values_text
@@ -53,7 +53,10 @@ def _verdict_rule(view: Overview) -> str:
     if count == 1:
         return text + "With one seed nothing is known about how much the numbers vary; read differences with care."
     if count >= SEEDS_FOR_INTERVAL:
-        return text + "A change is called lower or higher when the 95 % t interval over seeds lies on one side of zero."
+        return text + (
+            f"A change is called lower or higher when the 95 % t interval over {count} seeds ({count - 1} degrees of "
+            "freedom) lies on one side of zero."
+        )
     odds = 2 ** (count - 1)
     return text + (
         f"A change is called lower or higher when all {count} seeds agree on its sign. Without any true change they "
@@ -221,7 +224,7 @@ def picture_section(
         return join(
             heading, tag("p", "The data is not public, so this report shows no pictures, real or reconstructed.")
         )
-    rows = figures.reconstruction_rows(record, store)
+    rows = reconstruction_rows(record, store)
     if not rows:
         return None
     count = min(figures.REAL_EXAMPLES, max((len(real_images.get(label, [])) for label in rows), default=0))

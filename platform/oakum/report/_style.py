@@ -51,7 +51,8 @@ nav a:hover { color: var(--ink); text-decoration: underline }
 .verdict .parameters { color: var(--muted); font-size: .84rem; overflow-wrap: anywhere }
 .verdict .headline { font-family: var(--serif); font-size: 1.17rem; line-height: 1.35; margin: .3rem 0 .95rem;
   max-width: none }
-.verdict dl { margin: 0; display: grid; gap: 1.1rem 1.8rem; grid-template-columns: repeat(4, minmax(0, 1fr)) }
+.verdict dl { margin: 0; display: grid; gap: 1.1rem 1.8rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 205px), 1fr)) }
 .verdict dt { font-size: .82rem; color: var(--muted) }
 .verdict dd { margin: .25rem 0 0; font-size: .84rem; line-height: 1.42; color: var(--soft); overflow-wrap: anywhere }
 .verdict dd.figure { font-size: 1.5rem; font-weight: 600; line-height: 1.25; letter-spacing: -.01em; margin-top: .1rem;
@@ -64,9 +65,9 @@ nav a:hover { color: var(--ink); text-decoration: underline }
 .mark { width: .78em; height: .78em; flex: none; align-self: center; vertical-align: -.03em }
 
 .scroll { overflow-x: auto; margin-inline: -.2rem; padding-inline: .2rem }
-table { border-collapse: collapse; width: 100%; font-size: .89rem; line-height: 1.4 }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .89rem; line-height: 1.4 }
 caption { text-align: left; color: var(--muted); padding-bottom: .5rem; font-size: .87rem }
-th, td { padding: .5rem .65rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--grid) }
+th, td { padding: .5rem .65rem; text-align: right; vertical-align: top }
 th:first-child, td:first-child { padding-left: .1rem }
 th:last-child, td:last-child { padding-right: .1rem }
 thead th { vertical-align: bottom; font-weight: 600; font-size: .82rem; line-height: 1.3;
@@ -79,8 +80,8 @@ td.wrap, td small.wrap { white-space: normal; overflow-wrap: anywhere }
 td .main { font-weight: 550; font-size: .98rem } table.values td .main { font-size: inherit; font-weight: 650 }
 td.good .main { color: var(--good) } td.bad .main { color: var(--bad) }
 td .none { color: var(--muted); font-style: italic; font-weight: 400; font-size: .87rem }
-tbody tr.group-start > * { border-top: 1.5px solid var(--muted) }
-tbody tr:last-child > *, table.values tbody th[rowspan] { border-bottom: 0 }
+tbody tr + tr > * { border-top: 1px solid var(--grid) }
+tbody tr + tr.group-start > * { border-top-color: var(--muted) }
 table { border-bottom: 1.5px solid var(--muted) } table.pictures { border: 0 }
 table.values td, table.values tbody th { padding-block: .32rem }
 table.values td:first-child { padding-left: .65rem } table.values .key:first-child { padding-left: .1rem }
@@ -96,16 +97,17 @@ figure .plot svg text { font-family: var(--sans) !important; font-variant-numeri
 figure.narrow .plot svg { max-width: 760px }
 figcaption { font-size: .87rem; margin-top: .55rem; max-width: 90ch }
 .pictures { width: auto }
-.pictures th, .pictures td { padding: .22rem; border: 0; text-align: center; vertical-align: middle }
+.pictures th, .pictures td, .pictures tr + tr > * { padding: .22rem; border: 0; text-align: center;
+  vertical-align: middle }
 .pictures thead th { font-size: .78rem; max-width: 7.5rem; overflow-wrap: anywhere; vertical-align: bottom;
   padding-bottom: .4rem }
-.pictures tbody th { text-align: right; padding-right: .7rem; min-width: 0; font-size: .84rem }
+.pictures tbody tr > th { text-align: right; padding-right: .7rem; min-width: 0; font-size: .84rem }
 .pictures img { display: block; margin: auto; width: 74px; height: 74px; object-fit: contain;
   image-rendering: pixelated; border-radius: 3px; background: var(--shade) }
 .pictures .made img { outline: 2px solid transparent; outline-offset: 1px }
 .pictures .hit img { outline-color: var(--bad) }
 .pictures .miss img { outline: 1.5px dashed var(--muted) }
-.pictures .first { padding-left: 1.5rem }
+.pictures tr > .first { padding-left: 1.5rem }
 
 details { border-top: 1px solid var(--grid); padding: .55rem 0 }
 details:last-of-type { border-bottom: 1px solid var(--grid) }
@@ -121,21 +123,23 @@ dl.terms dt { font-weight: 650 } dl.terms dd { margin: .1rem 0 0; color: var(--s
 footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid); color: var(--muted);
   font-size: .84rem }
 
-@media (max-width: 860px) { .verdict dl { grid-template-columns: repeat(2, minmax(0, 1fr)) } }
 @media (max-width: 640px) {
   .page { padding: 1.8rem 1.1rem 3rem } h1 { font-size: 1.8rem } .notice dl > div { display: block }
   .verdict.baseline { margin-inline: 0 } dl.pairs { grid-template-columns: 1fr; gap: 0 }
   dl.pairs dd { margin-bottom: .5rem }
 }
-@media (max-width: 460px) { .verdict dl { grid-template-columns: 1fr } }
 @media print {
   @page { size: A4; margin: 15mm 13mm }
   body { font-size: 9.6pt } .page { max-width: none; padding: 0 } nav, .skip { display: none }
   section { margin-top: 1.6rem } h2, h3 { break-after: avoid } figure, tr, .notice { break-inside: avoid }
   figure .plot svg { min-width: 0 } .scroll, figure .plot { overflow: visible } table { font-size: 8pt }
   details::details-content { content-visibility: visible; height: auto }
-  td { white-space: normal } td small { white-space: nowrap }
-  .verdict dl { grid-template-columns: repeat(4, minmax(0, 1fr)) }
+  th, td { padding-inline: .3rem } td { white-space: normal }
+  th small, td small { font-size: 6.8pt } td small { white-space: nowrap }
+  td .main { font-size: 9pt } thead th { font-size: 7.6pt } .strip { width: 70px } tbody th { min-width: 5.5rem }
+  #differences .scroll, #glance .scroll { break-inside: avoid }
+  .verdict dl { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .8rem 1rem }
+  .verdict dd.figure { font-size: 13pt }
   body, .verdict.baseline, pre, .notice, img { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 }
 """

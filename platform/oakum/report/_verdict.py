@@ -156,9 +156,9 @@ def _chip(difference: Difference, column: Column) -> str:
     if direction in ("lower", "higher"):
         if count < SEEDS_FOR_INTERVAL:
             return f"{direction} in {_all(count)}"
-        return f"{direction}, {difference.label}: {interval_text(difference, column.unit)}"
+        return f"{direction}, 95 % t interval {interval_text(difference, column.unit)}"
     if direction == "unclear" and count >= SEEDS_FOR_INTERVAL:
-        return f"no clear change, {difference.label}: {interval_text(difference, column.unit)}"
+        return f"no clear change, 95 % t interval {interval_text(difference, column.unit)}"
     return {"equal": f"the same in {_all(count)}", "single": "one seed, spread unknown"}.get(
         direction, "seeds disagree"
     )

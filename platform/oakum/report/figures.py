@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any
 from oakum.records import RunRecord
 from oakum.report._evidence import (
     EvidenceStore,
-    Reconstruction,
     Roc,
     history_of,
-    inversion_attacks,
     is_public,
     real_picture,
-    reconstructions_of,
+    reconstruction_rows,
     roc_of,
 )
 from oakum.report._labels import place_labels, spread_out
 from oakum.report._numbers import printable
-from oakum.report._overview import Column, Overview, Setting, overview
-from oakum.report._palette import ALL_INKS, GRID, MUTED, PAPER, SHADE, TEXT, Ink, Look, looks
+from oakum.report._overview import Column, Overview, overview
+from oakum.report._palette import ALL_INKS, GRID, MUTED, PAPER, SHADE, TEXT, Look, looks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-MAX_CLASSES = 10
 REAL_EXAMPLES = 3
-_LABEL_LENGTH = 24
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -91,8 +87,8 @@ def utility_leakage(record: RunRecord) -> Figure | None:
         axes[0].yaxis.set_major_formatter(_format("percent"))
         figure.canvas.draw()
         for axis, column in zip(axes, columns, strict=True):
-            means = [(label, _mean_point(utility, column, label)) for label in looks(view)]
-            place_labels(axis, [(_short(label), mean) for label, mean in means if mean], _all_points(axis))
+            means = [(look.label, _mean_point(utility, column, label)) for label, look in looks(view).items()]
+            place_labels(axis, [(label, mean) for label, mean in means if mean], _all_points(axis))
     return figure
 
 
@@ -165,7 +161,7 @@ def reconstructions(
     rows = reconstruction_rows(record, store)
     if not rows or not is_public(record):
         return None
-    labels = list(next(iter(rows.values())))
+    labels, styles = list(next(iter(rows.values()))), looks(overview(record))
     count = min(REAL_EXAMPLES, max((len(images) for images in real_images.values()), default=0))
     with _styled() as make:
         figure = make(figsize=(0.95 * (count + len(labels)) + 0.5, 0.95 * len(rows) + 0.5), layout="constrained")
@@ -178,37 +174,9 @@ def reconstructions(
                 axis.set_axis_off()
                 if picture is not None:
                     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        for axis, title in zip(axes[0], ["real"] * count + [_short(label) for label in labels], strict=True):
+        for axis, title in zip(axes[0], ["real"] * count + [styles[label].label for label in labels], strict=True):
             axis.set_title(title, fontsize=7, loc="center")
     return figure
-
-
-def reconstruction_rows(record: RunRecord, store: EvidenceStore) -> dict[int, dict[str, Reconstruction | None]]:
-    """Return class -> setting label -> picture of the first seed that all settings have; {} unless data is public.
-
-    Settings without pictures are left out; at most `MAX_CLASSES` classes.
-    """
-    if not is_public(record):
-        return {}
-    view = overview(record)
-    attacking = [setting for setting in view.settings if inversion_attacks(setting)]
-    common = set.intersection(*(set(setting.seeds) for setting in attacking)) if attacking else set()
-    made: dict[str, dict[int, Reconstruction]] = {}
-    for setting in attacking:
-        cell = next(cell for cell in setting.cells if not common or cell.seed == min(common))
-        pictures = reconstructions_of(cell, shown_attack(setting, view), store)
-        if pictures:
-            made[setting.label] = pictures
-    classes = sorted({label for pictures in made.values() for label in pictures})[:MAX_CLASSES]
-    return {label: {name: pictures.get(label) for name, pictures in made.items()} for label in classes}
-
-
-def shown_attack(setting: Setting, view: Overview) -> str:
-    """Return the inversion attack whose pictures are shown: the strongest, else the first with pictures."""
-    attacks = inversion_attacks(setting)
-    column = view.column("inversion_top1")
-    strongest = column.measurements[setting.label].attack if column else ""
-    return strongest if strongest in attacks else attacks[0]
 
 
 def write(
@@ -341,14 +309,14 @@ def _roc_panel(axis: Axes, label: str, curves: dict[str, list[Roc]], column: Col
     if baseline is not None and baseline != label and baseline in curves:
         grid = np.geomspace(max(floor, 1 / curves[baseline][0].non_members), 1, 200)
         axis.plot(grid, _mean_curve(curves[baseline], grid), color=styles[baseline].ink.light, linewidth=1.1, alpha=0.8)
-        axis.annotate(f"gray: {_short(baseline)}", (0.985, 0.1), xycoords="axes fraction", fontsize=7, ha="right",
+        axis.annotate(f"gray: {styles[baseline].label}", (0.985, 0.1), xycoords="axes fraction", fontsize=7, ha="right",
                       color=styles[baseline].ink.light)  # fmt: skip
     for curve in found:
         axis.step(curve.fpr, curve.tpr, where="post", color=look.ink.light, linewidth=0.7, alpha=0.45)
     grid = np.geomspace(floor, 1, 200)
     axis.plot(grid, _mean_curve(found, grid), color=look.ink.light, linewidth=1.9)
     attack = column.measurements[label].attack
-    title = f"{_short(label)}  ({printable(attack)} attack)" if column.names_attack else _short(label)
+    title = f"{look.label}  ({printable(attack)} attack)" if column.names_attack else look.label
     axis.set_title(title, color=look.ink.light, fontweight="bold")
     axis.xaxis.set_major_formatter(_format("percent"))
     axis.yaxis.set_major_formatter(_format("percent"))
@@ -365,7 +333,7 @@ def _mean_curve(curves: list[Roc], grid: NDArray[np.float64]) -> NDArray[np.floa
 
 
 def _curve_panel(axis: Axes, series: dict[str, list[dict[int, float]]], styles: dict[str, Look]) -> None:
-    ends: dict[str, tuple[float, Ink]] = {}
+    ends: list[tuple[float, Look]] = []
     last = 0
     for label, runs in series.items():
         ink = styles[label].ink
@@ -376,13 +344,13 @@ def _curve_panel(axis: Axes, series: dict[str, list[dict[int, float]]], styles: 
             continue
         mean = [sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
         axis.plot(epochs, mean, color=ink.light, linewidth=1.8)
-        ends[label] = (mean[-1], ink)
+        ends.append((mean[-1], styles[label]))
         last = max(last, epochs[-1])
     low, high = axis.get_ylim()
-    places = spread_out([value for value, _ in ends.values()], gap=0.062 * (high - low))
-    for (label, (_, ink)), place in zip(ends.items(), places, strict=True):
-        axis.annotate(_short(label), (1.0, place), xycoords=("axes fraction", "data"), xytext=(3, 0), fontsize=8,
-                      textcoords="offset points", color=ink.light, va="center", annotation_clip=False)  # fmt: skip
+    places = spread_out([value for value, _ in ends], gap=0.062 * (high - low))
+    for (_, look), place in zip(ends, places, strict=True):
+        axis.annotate(look.label, (1.0, place), xycoords=("axes fraction", "data"), xytext=(3, 0), fontsize=8,
+                      textcoords="offset points", color=look.ink.light, va="center", annotation_clip=False)  # fmt: skip
     axis.set_xlim(None, last + 0.02 * max(last, 1))
 
 
@@ -406,8 +374,3 @@ def _format(unit: str) -> Callable[[float, float], str]:
     if unit == "percent":
         return lambda value, _: f"{100 * value:g} %"
     return lambda value, _: f"{value:g}"
-
-
-def _short(label: str) -> str:
-    text = printable(label)
-    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"

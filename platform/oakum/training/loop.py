@@ -113,7 +113,7 @@ class TrainingLoop:
         for batch in self.batches(state):
             state.optimizer.zero_grad(set_to_none=True)
             value = loss(state, batch)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             state.optimizer.step()
             state.step += 1
             totals.add(value, state.last_logits, batch.y)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from oakum.config import ConfigError, FrozenConfig
+from oakum.config import ConfigError
 from oakum.models.priors.base import Prior
 from oakum.registry import Source
 from oakum.seeding import derive_seed, torch_generator
@@ -32,7 +32,7 @@ class WGANGP(Prior):
         link="arXiv:1704.00028",
     )
 
-    class Config(FrozenConfig):
+    class Config(Prior.Config):
         latent_size: int = Field(default=100, ge=1)
         width: int = Field(default=64, ge=1, description="channels beside the image; doubled at each halving")
         critic_updates: int = Field(default=3000, ge=1, description="critic steps in all")
@@ -65,11 +65,10 @@ class WGANGP(Prior):
         generator, critic = networks["generator"], networks["critic"]
         for network in networks.values():
             network.to(images.device)
-        rate = {"lr": config.learning_rate, "betas": (0.5, 0.999)}
         parts: dict[str, Any] = {
             **networks,
-            "generator_optimizer": torch.optim.Adam(generator.parameters(), **rate),
-            "critic_optimizer": torch.optim.Adam(critic.parameters(), **rate),
+            "generator_optimizer": self._optimizer(generator),
+            "critic_optimizer": self._optimizer(critic),
         }
         record = resume(parts) or {"step": 0, "history": []}
         history: list[dict[str, Any]] = record["history"]
@@ -98,6 +97,9 @@ class WGANGP(Prior):
             )
         return dims[0], stages
 
+    def _optimizer(self, network: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(network.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999))
+
     def _draw(self, images: Tensor, stream: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (self.config.batch_size,), generator=stream)
         return images[index]
@@ -112,7 +114,7 @@ class WGANGP(Prior):
         mix = torch.rand(len(real), generator=stream).to(real.device).view(-1, 1, 1, 1)
         loss, wasserstein, penalty = critic_loss(critic, real, fake, mix, self.config.gradient_penalty)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         return {
             "critic_loss": loss.detach(),
