@@ -3,7 +3,7 @@ BIN := .venv/bin
 PYTHON_FILES := platform tests jobs benchmarks
 export OAKUM_HOME ?= $(CURDIR)/runs
 
-.PHONY: help setup run test test-all lint format types ui lock clean
+.PHONY: help setup run test test-all lint format types ui lock clean docs
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1:/' \
@@ -38,6 +38,9 @@ ui: setup ## Open the MLflow UI on what runs/ holds
 lock: setup ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
 		--no-header --no-annotate pyproject.toml -o requirements.lock --no-emit-index-url
+
+docs: setup ## Write docs/methods.md from the code
+	$(BIN)/python -c "from oakum.catalog import methods_page; print(methods_page(), end='')" > docs/methods.md
 
 clean: ## Remove caches and build leftovers; .venv and runs/ stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist platform/*.egg-info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import shutil
@@ -39,8 +38,8 @@ folds:
       take: {evaluation: 100, canary: 60, train: 100, test: 120, val: 40}
     - from: {classes: [5, 6, 7, 8, 9]}
       take: {evaluation: 100, public: 200}
-model: {name: small_cnn, width: 2}
-recipe: {learning_rate: 1.0e-2, epochs: 2, batch_size: 32}
+model: {name: small_cnn, width: 4}
+recipe: {learning_rate: 1.0e-2, epochs: 3, batch_size: 16}
 settings: {none: none, relaxloss: {name: relaxloss, alpha: 1.2}}
 seeds: [0]
 canaries: {fold: canary}
@@ -63,8 +62,10 @@ _PRELOADED = [
     "oakum.report.html",
     "oakum.session",
     "matplotlib.backends.backend_agg",
+    "matplotlib.mathtext",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.tracking.client",
+    "torch._dynamo",
 ]
 _COMMAND = """
 import os, resource, sys
@@ -91,7 +92,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished and tracked run of the tiny experiment; nobody may change its home."""
+    """A finished and tracked run; nobody may change its home."""
 
     home: Home
     file: Path
@@ -131,15 +132,20 @@ def tiny() -> dict[str, Any]:
 
 def _tiny() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(_TINY)
-    return copy.deepcopy(data)
+    return data
 
 
 @pytest.fixture
-def short(tiny: dict[str, Any]) -> dict[str, Any]:
+def short() -> dict[str, Any]:
     """Three stages: one training, its answers, one membership attack."""
+    return _short()
+
+
+def _short() -> dict[str, Any]:
+    data = _tiny()
     for name in ("evaluation", "prior", "canaries"):
-        del tiny[name]
-    return {**tiny, "name": "short", "settings": {"none": "none"}, "attacks": {"membership": ["loss"]}}
+        del data[name]
+    return {**data, "name": "short", "settings": {"none": "none"}, "attacks": {"membership": ["loss"]}}
 
 
 @pytest.fixture
@@ -177,12 +183,12 @@ def make_home(tmp_path: Path, prepared_digits: Path, empty_mlflow: Path) -> Call
     """Return homes with prepared digits and nothing stored."""
 
     def make(name: str = "home") -> Home:
-        return new_home(tmp_path / name, prepared_digits, empty_mlflow)
+        return _new_home(tmp_path / name, prepared_digits, empty_mlflow)
 
     return make
 
 
-def new_home(folder: Path, data: Path, database: Path) -> Home:
+def _new_home(folder: Path, data: Path, database: Path) -> Home:
     home = _home(folder)
     shutil.copytree(data, home.data)
     (folder / "mlflow").mkdir()
@@ -197,10 +203,20 @@ def home(make_home: Callable[..., Home]) -> Home:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, prepared_digits: Path, empty_mlflow: Path) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
-    home = new_home(folder / "home", prepared_digits, empty_mlflow)
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(_tiny(), sort_keys=False))
+    """The tiny experiment after an undisturbed run."""
+    return _finish(tmp_path_factory.mktemp("finished"), _tiny(), prepared_digits, empty_mlflow)
+
+
+@pytest.fixture(scope="session")
+def finished_short(tmp_path_factory: pytest.TempPathFactory, prepared_digits: Path, empty_mlflow: Path) -> Finished:
+    """The short experiment after an undisturbed run."""
+    return _finish(tmp_path_factory.mktemp("short"), _short(), prepared_digits, empty_mlflow)
+
+
+def _finish(folder: Path, data: dict[str, Any], prepared: Path, database: Path) -> Finished:
+    home = _new_home(folder / "home", prepared, database)
+    file = folder / f"{data['name']}.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         for name in _OWN_ENVIRONMENT:
             patch.delenv(name, raising=False)
@@ -287,7 +303,7 @@ def start(
         each.process.join()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record_of() -> Callable[[Home, str], RunRecord]:
     return _record_of
 
@@ -300,7 +316,7 @@ def _record_of(home: Home, name: str) -> RunRecord:
     return collect(plan["skeleton"], store)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def numbers() -> Callable[[RunRecord], dict[tuple[str, ...], Any]]:
     return _numbers
 
@@ -317,7 +333,7 @@ def _numbers(record: RunRecord) -> dict[tuple[str, ...], Any]:
     return {**cells, **shared}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model_bytes() -> Callable[[Home, RunRecord], dict[tuple[str, int, str], bytes]]:
     return _model_bytes
 
@@ -335,7 +351,7 @@ def _model_bytes(home: Home, record: RunRecord) -> dict[tuple[str, int, str], by
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tracked() -> Callable[[Home], dict[tuple[str, str], list[tuple[str, float, int]]]]:
     return _tracked
 

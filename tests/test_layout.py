@@ -32,8 +32,14 @@ MAY_IMPORT = {
     "pipeline": METHODS,
     "tracking": FOUNDATION,
     "report": METHODS | {"pipeline"},
-    "distributed": METHODS | {"pipeline", "tracking"},
-    "cli": METHODS | {"pipeline", "tracking", "report", "distributed"},
+    "distributed": METHODS | {"pipeline"},
+    "catalog": FOUNDATION,
+    "progress": METHODS | {"pipeline", "tracking"},
+    "session": METHODS | {"pipeline", "tracking", "report", "distributed", "progress"},
+    "inspection": FOUNDATION | {"session"},
+    "doctor": FOUNDATION | {"session", "tracking"},
+    "cli": FOUNDATION | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog"},
+    "main": {"cli"},
 }
 LIGHT = ["cli", "config", "faults", "records", "registry", "seeding", "store", "tracking", "report"]
 

@@ -13,6 +13,7 @@ from oakum._store_files import FileFact, Files, read_bytes
 from oakum._store_names import TOKEN, StoreError, check_name, explain, shown
 from oakum.records import canonical_json, sha256_hex
 
+HISTORY_FILE = "history.json"
 SCHEMA = 1
 
 
@@ -50,8 +51,12 @@ class Manifest:
 
     @property
     def content(self) -> str:
-        """SHA-256 over the names and hashes of the files: equal for entries with equal bytes."""
-        return sha256_hex(canonical_json({name: fact["sha256"] for name, fact in self.files.items()}))
+        """SHA-256 over the names and hashes of the files: equal for entries with equal bytes.
+
+        `history.json` does not count: it holds wall times, which no execution repeats, and no stage reads it.
+        """
+        counted = {name: fact["sha256"] for name, fact in self.files.items() if name != HISTORY_FILE}
+        return sha256_hex(canonical_json(counted))
 
     def object_path(self, name: str) -> str:
         """Return the path of a file of this entry inside the store.

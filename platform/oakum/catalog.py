@@ -1,8 +1,9 @@
-"""What is installed: every method with its summary and source, for `oakum list` and the docs."""
+"""What is installed: every method with its summary and source, for `oakum list` and `docs/methods.md`."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import asdict
 from typing import Any
 
@@ -28,3 +29,37 @@ def describe_methods(kind: str) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+_HEADINGS = {
+    "defenses": "Defenses",
+    "attacks.membership": "Membership attacks",
+    "attacks.inversion": "Inversion attacks",
+    "datasets": "Data sets",
+    "models": "Models",
+    "priors": "Priors",
+}
+
+
+def methods_page() -> str:
+    """Return `docs/methods.md`: every built-in method with its summary, source and deviations from the paper."""
+    lines = ["# Methods", "", "Generated from the code by `make docs`; a test keeps it true.", ""]
+    for kind in registry.KINDS:
+        lines += [f"## {_HEADINGS[kind]}", "", "| name | what | source |", "|---|---|---|"]
+        for entry in describe_methods(kind):
+            source = entry["source"]
+            cited = f"{source['authors']}: {source['title']}. {source['venue']} {source['year']}" if source else ""
+            lines.append(f"| `{entry['name']}` | {entry['summary']} | {cited} |")
+        lines.append("")
+        for entry in describe_methods(kind):
+            text = _deviations(registry.load(kind, entry["name"]))
+            if text:
+                lines += [f"**`{entry['name']}`** differs from its source: {text}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _deviations(cls: type[Any]) -> str:
+    """Return the paragraphs of a class's docstring that begin with `Differs from`."""
+    blocks = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    found = [" ".join(block.split()) for block in blocks if block.startswith("Differs from")]
+    return " ".join(block.partition(":")[2].strip() for block in found)

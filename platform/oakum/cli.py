@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"oakum: {error}\n")
         return EXIT_BAD_CONFIG
     except _known_failures() as error:
-        sys.stderr.write(f"oakum: {error}\n")
+        sys.stderr.write(f"oakum: {error}{_what_helps(error)}\n")
         return EXIT_FAILED_STAGE
     except BrokenPipeError:
         return 0
@@ -71,6 +71,12 @@ def _known_failures() -> tuple[type[Exception], ...]:
     from oakum.store import DamagedEntryError, StoreError
 
     return (StoreError, DamagedEntryError)
+
+
+def _what_helps(error: Exception) -> str:
+    from oakum.store import DamagedEntryError
+
+    return "; it was set aside: run the experiment again" if isinstance(error, DamagedEntryError) else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,6 +108,20 @@ def _add_run(commands: Any) -> None:
         choices=["ray", "serial"],
         default="ray",
         help="ray (default): in parallel; serial: in this process",
+    )
+    run.add_argument(
+        "--max-cpus",
+        type=_positive,
+        default=os.environ.get("OAKUM_MAX_CPUS"),
+        metavar="N",
+        help="CPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_CPUS, else what is there)",
+    )
+    run.add_argument(
+        "--max-gpus",
+        type=_positive,
+        default=os.environ.get("OAKUM_MAX_GPUS"),
+        metavar="N",
+        help="GPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_GPUS, else what is there)",
     )
     run.add_argument(
         "--only",
@@ -182,7 +202,7 @@ def _add_small(commands: Any) -> None:
     why = _command(
         commands, "why", _why, "say which part of a stage's key differs from its nearest relative in the store"
     )
-    why.add_argument("key", help="key or its beginning, of a planned or stored stage")
+    why.add_argument("key", help="key or its beginning, of a stored stage")
     _command(commands, "doctor", _doctor, "check Python, Ray, store, MLflow, disk, threads and GPU")
     _command(commands, "ui", _ui, "print the command that opens the MLflow UI, and run it").add_argument(
         "--print", action="store_true", dest="print_only", help="only print it"
@@ -247,6 +267,8 @@ def _run(options: argparse.Namespace) -> int:
             overrides=options.overrides,
             seeds=options.seeds,
             executor=options.executor,
+            max_cpus=options.max_cpus,
+            max_gpus=options.max_gpus,
             only=tuple(options.only),
             skip=tuple(options.skip),
             max_hours=options.max_hours,

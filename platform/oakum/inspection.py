@@ -54,7 +54,7 @@ def verify_entries(kind: str | None) -> int:
     checked = sum(1 for entry in store.entries() if kind is None or entry.kind == kind)
     sys.stdout.write(f"{checked} entries checked, {len(problems)} problems\n")
     if problems:
-        sys.stdout.write("the next run sets damaged entries aside and computes them again\n")
+        sys.stdout.write("a run that reads a damaged entry sets it aside and computes it again\n")
     return 3 if problems else 0
 
 

@@ -20,7 +20,7 @@ from oakum.pipeline.collect import collect, skeleton, stage_refs
 from oakum.pipeline.fingerprint import package_digest
 from oakum.progress import Progress, code_facts
 from oakum.records import RunRecord, canonical_json, sha256_hex
-from oakum.store import Store
+from oakum.store import DamagedEntryError, Store
 from oakum.tracking import RunHeader, Tracker, TrackingStatus
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class RunOptions:
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] | None = None
     executor: str = "ray"
+    max_cpus: float | None = None
+    max_gpus: float | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     max_hours: float | None = None
@@ -113,18 +115,30 @@ def read_request(options: RunOptions) -> dict[str, Any]:
     return data
 
 
-def request_digest(data: dict[str, Any], home: Home) -> str:
-    """Return the digest of everything that a plan follows from: the request, the code, and the data's manifest."""
-    named = data.get("data")
-    name = named.get("name") if isinstance(named, dict) else None
-    if not isinstance(name, str):
-        raise ConfigError("data.name: this key is required")
-    prepared = ensure_prepared(name, home.data)
+def request_digest(data: dict[str, Any], where: str, home: Home) -> str:
+    """Return the digest of everything that a plan follows from: the request, the code, and the data's manifest.
+
+    Raises:
+        ConfigError: the request names no data set, or one that is not prepared.
+    """
+    prepared = ensure_prepared(_data_name(data, where), home.data)
     return sha256_hex(canonical_json({"request": data, "code": package_digest(), "data": prepared.digest}))
 
 
+def _data_name(data: dict[str, Any], where: str) -> str:
+    named = data.get("data")
+    name = named.get("name") if isinstance(named, dict) else None
+    if isinstance(name, str):
+        return name
+    from oakum.pipeline.experiment import resolve_experiment
+
+    return resolve_experiment(data, where).file.data.name
+
+
 def find_finished(digest: str, store: Store) -> RunRecord | None:
-    """Return the record of a plan that is known and whose stages are all stored; None otherwise."""
+    """Return the record of a plan that is known and whose stages are all stored and not stale; None otherwise."""
+    from oakum.pipeline.executor import stale_input
+
     request = store.get_document(f"requests/{digest}")
     plan = store.get_document(f"plans/{request['plan']}") if request else None
     if plan is None:
@@ -133,9 +147,10 @@ def find_finished(digest: str, store: Store) -> RunRecord | None:
     published = {kind: store.published(kind) for kind in {ref.kind for ref in refs}}
     if any(ref.key not in published[ref.kind] for ref in refs):
         return None
-    record = collect(plan["skeleton"], store)
-    missing = [ref for ref in refs if store.manifest(ref.kind, ref.key) is None]
-    return None if missing else record
+    held = {ref.key: manifest for ref in refs if (manifest := store.manifest(ref.kind, ref.key)) is not None}
+    if len(held) < len(refs) or any(stale_input(manifest, held) for manifest in held.values()):
+        return None
+    return collect(plan["skeleton"], store)
 
 
 def run(options: RunOptions, home: Home) -> RunResult:
@@ -147,16 +162,19 @@ def run(options: RunOptions, home: Home) -> RunResult:
     clock = _Clock()
     store = Store.open(home.store_uri)
     data = read_request(options)
-    digest = request_digest(data, home)
+    digest = request_digest(data, options.file.name, home)
     finished = find_finished(digest, store)
     if finished is not None:
-        return _already_done(finished, options, home, store)
+        try:
+            return _already_done(finished, options, home, store)
+        except DamagedEntryError as error:
+            Progress.say(f"{error}; it was set aside and is computed again")
     with _tracker(options, store, home) as tracker, _executor(options) as starting:
         with clock.phase("plan"):
             plan = make_plan(data, options.file.name, home, store, digest)
         with clock.phase("start"):
-            executor = starting.ready()
-        return _execute(plan, executor, options, home, store, tracker, clock)
+            starting.ready()
+        return _execute(plan, starting, options, home, store, tracker, clock)
 
 
 def make_plan(data: dict[str, Any], where: str, home: Home, store: Store | None, digest: str = "") -> Plan:
@@ -180,7 +198,7 @@ def make_plan(data: dict[str, Any], where: str, home: Home, store: Store | None,
 
 def _execute(
     plan: Plan,
-    executor: Executor,
+    starting: _StartingExecutor,
     options: RunOptions,
     home: Home,
     store: Store,
@@ -201,7 +219,8 @@ def _execute(
     settings = WorkerSettings(store.uri, home.data, options.checkpoint_seconds, commit=code_facts().get("commit") or "")
     ran = len(ledger.stages) - len(ledger.done)
     with clock.phase("stages"):
-        executor.run(ledger, settings)
+        starting.ready().run(ledger, settings)
+    starting.end()
     progress.end()
     record = collect({**document, "seconds": {**clock.seconds, **progress.seconds_by_kind()}}, store)
     failures = list(ledger.failures.values())
@@ -228,13 +247,21 @@ def _already_done(record: RunRecord, options: RunOptions, home: Home, store: Sto
 
 
 def write_report(record: RunRecord, home: Home, store: Store) -> Path:
-    """Write the HTML report and the figures, and return the report's path."""
+    """Write the HTML report and the figures, and return the report's path.
+
+    Raises:
+        DamagedEntryError: a payload is damaged; its entry was set aside, so that the next run computes it again.
+    """
     from oakum.report import figures, html
 
     out = home.report(record.name)
     pictures = real_images(record, home)
-    figures.write(record, store, out.parent / "figures", pictures, formats=("png",))
-    return html.write(record, store, out, pictures)
+    try:
+        figures.write(record, store, out.parent / "figures", pictures, formats=("png",))
+        return html.write(record, store, out, pictures)
+    except DamagedEntryError as error:
+        store.set_aside(error.kind, error.key, str(error), attempt=error.attempt)
+        raise
 
 
 def real_images(record: RunRecord, home: Home, count: int = 4) -> dict[int, Any]:
@@ -291,32 +318,43 @@ def _tracker(options: RunOptions, store: Store, home: Home) -> Iterator[Tracker 
 class _StartingExecutor:
     """An executor that starts while the plan is made."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, options: RunOptions) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="oakum-start")
-        self._future = self._pool.submit(_start_executor, name)
+        self._future = self._pool.submit(_start_executor, options)
+        self._ending = False
 
     def ready(self) -> Executor:
         return self._future.result()
 
+    def end(self) -> None:
+        """Begin to end the executor, in the thread that started it: Ray's processes die with that thread."""
+        if not self._ending:
+            self._ending = True
+            self._pool.submit(self._close_started)
+
     def close(self) -> None:
+        """End the executor and wait for that."""
+        self.end()
         self._pool.shutdown(wait=True)
+
+    def _close_started(self) -> None:
         if self._future.exception() is None:
             self._future.result().close()
 
 
 @contextmanager
 def _executor(options: RunOptions) -> Iterator[_StartingExecutor]:
-    starting = _StartingExecutor(options.executor)
+    starting = _StartingExecutor(options)
     try:
         yield starting
     finally:
         starting.close()
 
 
-def _start_executor(name: str) -> Executor:
-    if name == "serial":
+def _start_executor(options: RunOptions) -> Executor:
+    if options.executor == "serial":
         from oakum.pipeline.executor import Serial
 
         return Serial()
@@ -325,7 +363,7 @@ def _start_executor(name: str) -> Executor:
     configure_environment()
     from oakum.distributed.on_ray import OnRay
 
-    return OnRay()
+    return OnRay(options.max_cpus, options.max_gpus)
 
 
 class _Clock:
@@ -353,7 +391,7 @@ def check(options: RunOptions, home: Home) -> dict[str, Any]:
 
     store = Store.open(home.store_uri)
     data = read_request(options)
-    request_digest(data, home)
+    request_digest(data, options.file.name, home)
     plan = make_plan(data, options.file.name, home, None)
     stages = {stage.key: stage for stage in plan.stages()}
     present = find_present(stages, store)

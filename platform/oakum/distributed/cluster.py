@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oakum.config import ConfigError
+from oakum.store import Store
+
+_ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class ClusterCapacity:
-    """What the cluster has, in all and on its largest node."""
+    """What the cluster has, in all and on its largest nodes."""
 
     cpus: float
     gpus: float
     largest_node_cpus: float
+    largest_node_gpus: float
     nodes: int
 
 
@@ -44,9 +50,9 @@ def start_ray(cpus: int | None = None) -> None:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     if not os.environ.get("RAY_ADDRESS"):
-        options.update(address="local", include_dashboard=False, num_cpus=cpus or os.cpu_count())
+        _make_token()
+        options.update(address="local", include_dashboard=False, num_cpus=cpus or _available_cpus())
     ray.init(**options)
-    _protect_token()
 
 
 def stop_ray() -> None:
@@ -66,41 +72,80 @@ def capacity() -> ClusterCapacity:
         cpus=sum(node.get("CPU", 0.0) for node in nodes),
         gpus=sum(node.get("GPU", 0.0) for node in nodes),
         largest_node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
+        largest_node_gpus=max((node.get("GPU", 0.0) for node in nodes), default=0.0),
         nodes=len(nodes),
     )
 
 
-def require_shared_store(uri: str, data_home: Path) -> None:
-    """Check that every node sees the store and the data.
+def require_shared_store(uri: str, data_home: Path, known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Check that every node sees the store and the data of this driver, and return the ids of the nodes that do.
+
+    Nodes in `known` are not asked again. A node that is lost before it answers is not in the result.
 
     Raises:
         ConfigError: names the node and the setting, when a node sees another folder or none.
     """
     import ray
+
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2 or nodes.keys() <= known:
+        return known
+    name = f"probes/{secrets.token_hex(16)}"
+    mark = data_home / f".{name.replace('/', '-')}"
+    store = Store.open(uri)
+    store.put_document(name, {})
+    data_home.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    try:
+        answers = _ask_nodes([node for node in nodes if node not in known], uri, name, mark)
+    finally:
+        mark.unlink()
+        store.delete_document(name)
+    for node, (sees_store, sees_data) in answers.items():
+        if not (sees_store and sees_data):
+            missing = f"the store at {uri}" if not sees_store else f"the data in {data_home}"
+            raise ConfigError(
+                f"node {nodes[node]} does not see {missing}; set OAKUM_HOME to a folder that all nodes share, and "
+                "start the run again"
+            )
+    return known | answers.keys()
+
+
+def _ask_nodes(nodes: list[str], uri: str, name: str, mark: Path) -> dict[str, tuple[bool, bool]]:
+    """Return what nodes see, by id; those that do not answer are left out."""
+    import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-    probe = data_home.parent / "documents" if "://" not in uri else data_home
-    ours = _inode(str(probe))
-    check = ray.remote(num_cpus=0)(_inode)
-    for node in nodes:
-        strategy = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        seen = ray.get(check.options(scheduling_strategy=strategy).remote(str(probe)), timeout=60)
-        if seen != ours:
-            raise ConfigError(
-                f"node {node['NodeManagerHostname']} does not see the store at {uri}; set OAKUM_HOME to a folder that all "
-                "nodes share (or to an s3:// or gs:// address), and start the run again"
-            )
+    check = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = {
+        node: check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)).remote(
+            uri, name, mark
+        )
+        for node in nodes
+    }
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    answers = {}
+    for node, reference in asked.items():
+        with suppress(RayError):
+            answers[node] = ray.get(reference, timeout=0)
+    return answers
 
 
-def _inode(path: str) -> int:
-    return os.stat(path).st_ino if os.path.exists(path) else -1
+def _look(uri: str, name: str, mark: Path) -> tuple[bool, bool]:
+    """Return whether this node sees a document of the store, and a file among the data."""
+    return Store.open(uri).get_document(name) is not None, mark.exists()
 
 
-def _protect_token() -> None:
-    """Make Ray's token readable by its owner alone; Ray itself writes it readable by all."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)
+def _make_token() -> None:
+    """Give a Ray of our own a token that only its processes know, where the user named none.
+
+    Ray would write one to `~/.ray/auth_token`, readable by all; that file is for clusters that others join.
+    """
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if os.environ["RAY_AUTH_MODE"] == "token" and not named:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

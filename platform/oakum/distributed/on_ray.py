@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from oakum.config import ConfigError
-from oakum.distributed.cluster import capacity, require_shared_store, start_ray, stop_ray
-from oakum.distributed.data_parallel import run_gang
+from oakum.distributed.cluster import ClusterCapacity, capacity, require_shared_store, start_ray, stop_ray
+from oakum.distributed.data_parallel import LostGangError, run_gang
 from oakum.pipeline.executor import Ledger
 from oakum.pipeline.runner import Outcome, run_stage
-from oakum.pipeline.stage import Stage, StageTask, WorkerSettings
+from oakum.pipeline.stage import Resources, Stage, StageTask, WorkerSettings
 
 _POLL_SECONDS = 1.0
+_CAPACITY_SECONDS = 5.0
 _LOOKAHEAD = 2
+_LOST_WORKER = (
+    WorkerCrashedError,
+    OutOfMemoryError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    ObjectLostError,
+    RayActorError,
+    LostGangError,
+)
 
 
 class OnRay:
-    """Runs stages on the Ray cluster of this driver; starts Ray on this machine when there is none."""
+    """Runs stages on the Ray cluster of this driver; starts Ray on this machine when there is none.
 
-    def __init__(self, max_cpus: float | None = None) -> None:
-        """`max_cpus`: CPUs that an autoscaler may reach; feasibility is judged against it, else against what is there."""
+    Ray keeps no retry count of its own here: a stage whose worker was lost goes back to the ledger, which starts it
+    again, and a method's own exception fails the stage at once.
+    """
+
+    def __init__(self, max_cpus: float | None = None, max_gpus: float | None = None) -> None:
+        """Connect. `max_cpus` and `max_gpus` are what an autoscaler may reach; without them, what is there counts."""
         start_ray()
-        self._max_cpus = max_cpus
+        self._max_cpus = max_cpus or 0.0
+        self._max_gpus = max_gpus or 0.0
         self._task = ray.remote(max_retries=0)(_run_stage)
+        self._found: ClusterCapacity | None = None
+        self._found_at = 0.0
+        self._checked_at = -1.0
+        self._sharing: frozenset[str] = frozenset()
 
     def run(self, ledger: Ledger, settings: WorkerSettings) -> None:
-        """Run all stages that the ledger admits, in tasks; returns when nothing is left to start."""
-        require_shared_store(settings.store_uri, settings.data_home)
+        """Run all stages that the ledger admits, in tasks; returns when nothing is left to start.
+
+        Raises:
+            ConfigError: a stage asks for more than the cluster can have, or a node does not see the store.
+        """
         self._require_feasible(ledger)
         running: dict[Any, Stage] = {}
         while True:
+            self._check_new_nodes(settings)
             self._submit(ledger, settings, running)
             if not running:
                 break
@@ -42,21 +76,34 @@ class OnRay:
                 self._settle(ledger, running.pop(reference), reference)
 
     def close(self) -> None:
+        """Disconnect; stages that still run end, and so does Ray if this process started it."""
         stop_ray()
 
+    def _capacity(self) -> ClusterCapacity:
+        """Return what the cluster has or may reach; asked anew every few seconds, since nodes come and go."""
+        if self._found is None or time.monotonic() - self._found_at > _CAPACITY_SECONDS:
+            found = capacity()
+            self._found_at = time.monotonic()
+            self._found = replace(
+                found,
+                cpus=max(found.cpus, self._max_cpus),
+                gpus=max(found.gpus, self._max_gpus),
+                largest_node_cpus=max(found.largest_node_cpus, self._max_cpus),
+                largest_node_gpus=max(found.largest_node_gpus, self._max_gpus),
+            )
+        return self._found
+
+    def _check_new_nodes(self, settings: WorkerSettings) -> None:
+        """Ask nodes that joined since the last look whether they see the store."""
+        self._capacity()
+        if self._checked_at != self._found_at:
+            self._checked_at = self._found_at
+            self._sharing = require_shared_store(settings.store_uri, settings.data_home, self._sharing)
+
     def _submit(self, ledger: Ledger, settings: WorkerSettings, running: dict[Any, Stage]) -> None:
-        cpus = max(capacity().cpus, self._max_cpus or 0.0)
-        used = sum(_cpus(stage) for stage in running.values())
-        for stage in ledger.ready():
-            gang = stage.resources.workers > 1
-            limit = cpus if gang or any(each.resources.workers > 1 for each in running.values()) else _LOOKAHEAD * cpus
-            if used + _cpus(stage) > limit and running:
-                if gang:
-                    break
-                continue
+        for stage in admit(ledger.ready(), list(running.values()), self._capacity()):
             own = replace(settings, use_gpu=stage.resources.gpus > 0)
             running[self._start(ledger.start(stage), own)] = stage
-            used += _cpus(stage)
 
     def _start(self, task: StageTask, settings: WorkerSettings) -> Any:
         resources = task.resources
@@ -71,35 +118,79 @@ class OnRay:
             outcome: Outcome = ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            ledger.fail(stage, cause)
+            ledger.fail(stage, cause, lost_worker=isinstance(cause, _LOST_WORKER), trace=_frames(error))
         except RayError as error:
-            ledger.fail(stage, error, lost_worker=True)
+            ledger.fail(stage, error, lost_worker=isinstance(error, _LOST_WORKER))
         else:
             ledger.complete(stage, outcome)
 
     def _require_feasible(self, ledger: Ledger) -> None:
-        found = capacity()
-        largest = max(found.largest_node_cpus, self._max_cpus or 0.0)
-        for stage in ledger.ready():
-            resources = stage.resources
-            if resources.cpus > largest:
+        found = self._capacity()
+        for stage in ledger.outstanding():
+            problem = find_misfit(stage.resources, found)
+            if problem is not None:
                 raise ConfigError(
-                    f"stage {stage.label!r} asks for {resources.cpus} CPUs, but the largest node has {largest:g}; "
-                    "lower execution.threads"
-                )
-            if resources.gpus > 0 and found.gpus == 0 and self._max_cpus is None:
-                raise ConfigError(
-                    f"stage {stage.label!r} asks for a GPU, but the cluster has none; set execution.gpus: 0"
-                )
-            if _cpus(stage) > max(found.cpus, self._max_cpus or 0.0):
-                raise ConfigError(
-                    f"stage {stage.label!r} asks for {resources.workers} workers of {resources.cpus} CPUs, but the cluster "
-                    f"has {found.cpus:g} CPUs; lower execution.workers"
+                    f"stage {stage.label!r} {problem}. On a cluster that adds nodes by itself, say what it may reach: "
+                    "--max-cpus N --max-gpus N"
                 )
 
 
-def _cpus(stage: Stage) -> float:
-    return float(stage.resources.cpus * stage.resources.workers)
+def _frames(error: RayTaskError) -> str:
+    """Return the worker's traceback; Ray's first line names the process, in color."""
+    return str(error).partition("\n")[2]
+
+
+def admit(ready: Iterable[Stage], submitted: Iterable[Stage], found: ClusterCapacity) -> list[Stage]:
+    """Return which ready stages to submit now, in their order.
+
+    As much again as fits is submitted beyond it, so that workers never wait and an autoscaler sees demand. A gang needs
+    all its workers at once: it is submitted only when they fit beside all that was submitted, nothing that comes after
+    it in the order is let past until then, and while it runs nothing is submitted beyond what fits.
+    """
+    others = list(submitted)
+    admitted: list[Stage] = []
+    for stage in ready:
+        is_gang = stage.resources.workers > 1
+        is_exact = is_gang or any(other.resources.workers > 1 for other in others)
+        if not others or _fits([*others, stage], found, 1 if is_exact else _LOOKAHEAD):
+            others.append(stage)
+            admitted.append(stage)
+        elif is_gang:
+            break
+    return admitted
+
+
+def find_misfit(resources: Resources, found: ClusterCapacity) -> str | None:
+    """Return why a stage can never run on what was found, and what to change; None when it can."""
+    if resources.cpus > found.largest_node_cpus:
+        return (
+            f"asks for {resources.cpus} CPUs, but the largest node has {found.largest_node_cpus:g}; lower "
+            "execution.threads (or prior.threads)"
+        )
+    if resources.gpus > 0 and found.gpus == 0:
+        return "asks for a GPU, but the cluster has none; set execution.gpus: 0"
+    if resources.gpus > found.largest_node_gpus:
+        return (
+            f"asks for {resources.gpus:g} GPUs, but the largest node has {found.largest_node_gpus:g}; lower "
+            "execution.gpus"
+        )
+    cpus, gpus = _total(resources)
+    if cpus > found.cpus or gpus > found.gpus:
+        return (
+            f"asks for {resources.workers} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, but "
+            f"the cluster has {found.cpus:g} CPUs and {found.gpus:g} GPUs; lower execution.workers"
+        )
+    return None
+
+
+def _total(resources: Resources) -> tuple[float, float]:
+    return float(resources.cpus * resources.workers), resources.gpus * resources.workers
+
+
+def _fits(stages: Iterable[Stage], found: ClusterCapacity, factor: float) -> bool:
+    totals = [_total(stage.resources) for stage in stages]
+    cpus, gpus = sum(cpus for cpus, _ in totals), sum(gpus for _, gpus in totals)
+    return cpus <= factor * found.cpus and gpus <= factor * found.gpus
 
 
 def _run_stage(task: StageTask, settings: WorkerSettings) -> Outcome:

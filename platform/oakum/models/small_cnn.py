@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import itertools
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from oakum.registry import Source
 
 
 class SmallCNN(Classifier):
-    """Three 3x3 convolution blocks, each halving the image, and a linear head.
+    """Three convolution blocks, each halving the image, and a linear head.
 
     Taps: the three blocks' outputs after pooling, as MCNN has them.
     """
@@ -23,16 +24,19 @@ class SmallCNN(Classifier):
     tap_names: ClassVar[tuple[str, ...]] = ("block1", "block2", "block3")
 
     class Config(Classifier.Config):
-        width: int = Field(default=32, ge=1, le=1024, description="channels of the first block; doubled at each")
+        width: int = Field(default=16, ge=1, le=1024, description="channels of the first block; doubled at each")
+        kernel: Literal[3, 5] = Field(default=3, description="size of every convolution")
 
     def __init__(self, config: Config, input_shape: InputShape, num_classes: int) -> None:
         super().__init__(config, input_shape, num_classes)
         if not input_shape.is_image or min(input_shape.dims[1:]) < 8:
             raise ConfigError(f"model 'small_cnn' takes images of 8x8 pixels and more, not shape {input_shape.dims}")
         channels, height, width = input_shape.dims
-        self.block1 = conv_block(channels, config.width, 3, padding=1, pool=True)
-        self.block2 = conv_block(config.width, 2 * config.width, 3, padding=1, pool=True)
-        self.block3 = conv_block(2 * config.width, 4 * config.width, 3, padding=1, pool=True)
+        widths = (channels, config.width, 2 * config.width, 4 * config.width)
+        self.block1, self.block2, self.block3 = (
+            conv_block(inner, outer, config.kernel, padding=config.kernel // 2, pool=True)
+            for inner, outer in itertools.pairwise(widths)
+        )
         self.head = nn.Linear(4 * config.width * (height // 8) * (width // 8), num_classes)
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

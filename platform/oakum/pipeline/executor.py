@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -45,6 +45,7 @@ class Ledger:
     Attributes:
         stages: key -> stage, inputs before their users.
         done: keys in the store.
+        repaired: keys that were found damaged and are computed again.
         kinds: stage kinds that may start, or None for all.
         stop_at: monotonic time after which nothing more is started, or None.
     """
@@ -54,6 +55,7 @@ class Ledger:
     observer: Observer
     done: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
+    repaired: set[str] = field(default_factory=set)
     failures: dict[str, Failure] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
     kinds: frozenset[str] | None = None
@@ -94,6 +96,15 @@ class Ledger:
         ]
         return sorted(waiting, key=lambda stage: -stage.weight)
 
+    def outstanding(self) -> list[Stage]:
+        """Return every stage that this run is to start, now or later."""
+        kinds = self.kinds
+        return [
+            stage
+            for key, stage in self.stages.items()
+            if key not in self.done and (kinds is None or stage.kind in kinds)
+        ]
+
     def finished(self) -> bool:
         """Whether nothing runs and nothing can start."""
         return not self.running and not self.ready()
@@ -111,10 +122,16 @@ class Ledger:
     def complete(self, stage: Stage, outcome: Outcome) -> None:
         self.running.discard(stage.key)
         self.done.add(stage.key)
+        if stage.key in self.repaired:
+            # Came out with other bytes? Then what was made from the earlier ones is stale.
+            self.done = find_present(self.stages, self.store)
         self.observer.finished(stage, outcome)
 
-    def fail(self, stage: Stage, error: BaseException, *, lost_worker: bool = False) -> None:
-        """Classify an error: repair a damaged input, retry what may pass, or give the stage up."""
+    def fail(self, stage: Stage, error: BaseException, *, lost_worker: bool = False, trace: str = "") -> None:
+        """Classify an error: repair a damaged input, retry what may pass, or give the stage up.
+
+        `trace` is the traceback's text where the error comes from another process, which loses its frames.
+        """
         self.running.discard(stage.key)
         reason = f"{type(error).__name__}: {error}"
         self.attempts[stage.key] += 1
@@ -124,7 +141,7 @@ class Ledger:
         elif (lost_worker or isinstance(error, StoreError)) and may_retry:
             self.observer.retried(stage, reason)
         else:
-            trace = "".join(traceback.format_exception(error)[-12:])
+            trace = trace or "".join(traceback.format_exception(error)[-12:])
             self.failures[stage.key] = Failure(stage, reason, trace)
             self.observer.failed(stage, reason)
 
@@ -132,8 +149,10 @@ class Ledger:
         """Set a damaged entry aside so that it is computed again; False when it is not part of this plan."""
         if error.key not in self.stages:
             return False
-        self.store.set_aside(error.kind, error.key, str(error))
+        # Another stage may have met the same damage before, and the entry may be whole again by now.
+        self.store.set_aside(error.kind, error.key, str(error), attempt=error.attempt)
         self.done.discard(error.key)
+        self.repaired.add(error.key)
         return True
 
 
@@ -188,14 +207,18 @@ def find_present(stages: dict[str, Stage], store: Store) -> set[str]:
         manifest = store.manifest(stage.kind, key)
         if manifest is None:
             continue
-        recorded = manifest.provenance.get("inputs", {})
-        stale = [
-            name
-            for name, upstream in stage.inputs.items()
-            if upstream.key in manifests and recorded.get(name, {}).get("content") != manifests[upstream.key].content
-        ]
-        if stale:
-            store.set_aside(stage.kind, key, f"made from other bytes of its input {stale[0]!r}")
+        stale = stale_input(manifest, manifests)
+        if stale is not None:
+            store.set_aside(stage.kind, key, f"made from other bytes of its input {stale!r}")
             continue
         manifests[key] = manifest
     return set(manifests)
+
+
+def stale_input(manifest: Manifest, present: Mapping[str, Manifest]) -> str | None:
+    """Return the name of an input that the manifest was made from other bytes of than `present` (by key) holds."""
+    for name, made_from in manifest.provenance.get("inputs", {}).items():
+        held = present.get(made_from["key"])
+        if held is not None and held.content != made_from["content"]:
+            return str(name)
+    return None

@@ -15,6 +15,7 @@ from oakum.pipeline.folds import CANARY_TRAIN_FOLD, FoldSet, Selection, plan_fol
 from oakum.pipeline.stage import Resources, Stage
 from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed
+from oakum.training.recipe import Recipe
 
 _MAY_READ_TEST = frozenset({"answers", "membership"})
 
@@ -130,6 +131,18 @@ class _Planner:
             self.experiment.prior.cls(self.experiment.prior.config, shape).build()
         if self.experiment.file.recipe.select == "best_val":
             self.folds[0].require("val")
+        self._require_a_batch(self.file.recipe, "train", "recipe")
+        if self.file.evaluation is not None:
+            self._require_a_batch(self.file.evaluation.recipe, "evaluation", "evaluation.recipe")
+
+    def _require_a_batch(self, recipe: Recipe, fold: str, place: str) -> None:
+        """Refuse a recipe that drops the only batch of its fold: it would train nothing without a word."""
+        count = len(self.folds[0].require(fold))
+        if recipe.drop_last and count < recipe.batch_size:
+            raise ConfigError(
+                f"{self.where}: {place}: drop_last leaves no batch: fold {fold!r} has {count} samples, batch_size is "
+                f"{recipe.batch_size}; lower batch_size or remove drop_last"
+            )
 
     def _stage(
         self,

@@ -33,14 +33,17 @@ class Outcome:
     reused: bool = False
 
 
-def run_stage(task: StageTask, settings: WorkerSettings) -> Outcome:
+def run_stage(task: StageTask, settings: WorkerSettings, *, reuse: bool = True) -> Outcome:
     """Run one stage and publish its payload; returns at once when the store holds it already.
+
+    The workers of a gang pass `reuse=False`: one that found the stage published meanwhile would leave the others
+    waiting for it.
 
     Raises whatever the method raises; nothing is published then, and unfinished training stays in the work area.
     """
     started = time.time()
     store = Store.open(settings.store_uri)
-    if store.manifest(task.kind, task.key) is not None:
+    if reuse and store.manifest(task.kind, task.key) is not None:
         return Outcome(task.kind, task.key, 0.0, reused=True)
     _use_threads(task.config["threads"])
     scratch = Path(tempfile.mkdtemp(prefix="oakum-"))

@@ -101,7 +101,8 @@ def _extract(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         items = [[key, _extract(item, f"{path}{key}/", tensors)] for key, item in value.items()]
         return {"items": items}
     if isinstance(value, list | tuple):
-        return {"list": [_extract(item, f"{path}{i}/", tensors) for i, item in enumerate(value)]}
+        entries = [_extract(item, f"{path}{i}/", tensors) for i, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": entries}
     return {"value": value}
 
 
@@ -112,4 +113,6 @@ def _restore(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
         return {key: _restore(item, tensors) for key, item in node["items"]}
     if "list" in node:
         return [_restore(item, tensors) for item in node["list"]]
+    if "tuple" in node:
+        return tuple(_restore(item, tensors) for item in node["tuple"])
     return node["value"]

@@ -106,6 +106,17 @@ def test_the_nominal_batch_is_part_of_the_step(networks) -> None:
     assert not torch.allclose(attack(networks, nominal_batch=10), attack(networks, nominal_batch=5))
 
 
+def test_the_temperature_divides_the_logits_of_the_target(networks) -> None:
+    generator, critic, target = networks
+    cooled = nn.Sequential(*list(target)[:-1], nn.Linear(*target[-1].weight.shape[::-1]))
+    with torch.no_grad():
+        cooled[-1].weight.copy_(target[-1].weight / 4)
+        cooled[-1].bias.copy_(target[-1].bias / 4)
+    found = attack((generator, critic, cooled))
+    torch.testing.assert_close(attack(networks, temperature=4.0), found, rtol=0, atol=1e-5)
+    assert not torch.equal(attack(networks), found)
+
+
 def test_networks_come_back_as_they_were(networks) -> None:
     generator, critic, _ = networks
     generator.train()

@@ -12,7 +12,7 @@ from oakum.training.checkpoint import save_module
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Train a generator on public images; payload: one safetensors a network, `history.json`, `samples.png`."""
+    """Train a generator on public images; payload: one safetensors a network, and `history.json`."""
     config = context.task.config
     cls, options = build_method("priors", config["prior"])
     prior: Prior = cls(options, InputShape(tuple(config["input_shape"])))
