@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 import sqlite3
@@ -97,6 +96,14 @@ class Finished:
     home: Home
     file: Path
     record: RunRecord
+
+
+@dataclass(frozen=True)
+class FinishedAgain:
+    """A finished run and what came of the second one in the same home."""
+
+    first: Finished
+    second: session.RunResult
 
 
 class Command:
@@ -230,9 +237,20 @@ def _finish(folder: Path, data: dict[str, Any], prepared: Path, database: Path) 
 @pytest.fixture
 def copied(finished: Finished, tmp_path: Path) -> Finished:
     """A copy of the finished run to be damaged; it was never tracked."""
-    folder = tmp_path / "copied"
-    shutil.copytree(finished.home.folder, folder, ignore=shutil.ignore_patterns("mlflow", "delivered", "outbox"))
-    return replace(finished, home=_home(folder))
+    return _copy(finished, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def finished_again(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> FinishedAgain:
+    """A copy of the finished run after a second one with another number of restarts; nobody may change its home."""
+    first = _copy(finished, tmp_path_factory.mktemp("again") / "home")
+    options = RunOptions(first.file, ["attacks.inversion.0.restarts=1"], executor="serial", track=False, quiet=True)
+    return FinishedAgain(first, session.run(options, first.home))
+
+
+def _copy(run: Finished, folder: Path) -> Finished:
+    shutil.copytree(run.home.folder, folder, ignore=shutil.ignore_patterns("mlflow", "delivered", "outbox"))
+    return replace(run, home=_home(folder))
 
 
 @pytest.fixture
@@ -329,7 +347,9 @@ def _numbers(record: RunRecord) -> dict[tuple[str, ...], Any]:
         for name, value in cell.metrics.items()
         if not name.startswith("cost/")
     }
-    shared = {("shared", item.role, name): value.to_json() for item in record.shared for name, value in item.metrics.items()}
+    shared = {
+        ("shared", item.role, name): value.to_json() for item in record.shared for name, value in item.metrics.items()
+    }
     return {**cells, **shared}
 
 

@@ -41,7 +41,17 @@ MAY_IMPORT = {
     "cli": FOUNDATION | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog"},
     "main": {"cli"},
 }
-LIGHT = ["cli", "config", "faults", "records", "registry", "seeding", "store", "tracking", "report"]
+LIGHT = [
+    *FOUNDATION,
+    "catalog",
+    "cli",
+    "doctor",
+    "inspection",
+    "progress",
+    "report",
+    "session",
+    "tracking",
+]
 
 
 @cache

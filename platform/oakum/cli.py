@@ -138,7 +138,7 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument(
         "--checkpoint-seconds",
-        type=float,
+        type=_not_negative,
         default=20.0,
         metavar="S",
         help="keep unfinished training at most this often (default 20)",
@@ -194,7 +194,9 @@ def _add_store(commands: Any) -> None:
         actions, "gc", _store_gc, "remove what no plan, pin or registered model needs (shows only, unless --delete)"
     )
     gc.add_argument("--delete", action="store_true", help="really remove")
-    gc.add_argument("--min-age-hours", type=float, default=24.0, metavar="H", help="keep anything younger (default 24)")
+    gc.add_argument(
+        "--min-age-hours", type=_not_negative, default=24.0, metavar="H", help="keep anything younger (default 24)"
+    )
     gc.add_argument("--json", action="store_true")
 
 
@@ -246,6 +248,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError("must not be negative")
     return value
 
 

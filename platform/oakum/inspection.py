@@ -79,6 +79,8 @@ def collect_garbage(*, delete: bool, min_age_hours: float, as_json: bool) -> int
 def explain_key(key: str) -> int:
     """Print which parts of an entry's key differ from the stored entry of its kind that is most like it.
 
+    The same stage of an earlier run (one with the same label) comes before others.
+
     Raises:
         ConfigError: no entry, or several, whose key begins so.
     """
@@ -90,7 +92,7 @@ def explain_key(key: str) -> int:
     if not relatives:
         sys.stdout.write("no other entry of this kind is stored\n")
         return 0
-    nearest = min(relatives, key=lambda other: (len(_differences(own, flatten(other.key_document))), -other.created))
+    nearest = min(relatives, key=lambda other: _distance(entry, other))
     sys.stdout.write(f"nearest: {nearest.key[:12]}  {nearest.label}\n")
     for path, (mine, other) in _differences(own, flatten(nearest.key_document)).items():
         sys.stdout.write(f"  {path}: {_short(mine)} here, {_short(other)} there{_meaning(path)}\n")
@@ -105,6 +107,11 @@ def flatten(data: Any, path: str = "") -> dict[str, Any]:
     for name, value in data.items():
         flat.update(flatten(value, f"{path}.{name}" if path else str(name)))
     return flat
+
+
+def _distance(entry: Manifest, other: Manifest) -> tuple[bool, int, float]:
+    differences = _differences(flatten(entry.key_document), flatten(other.key_document))
+    return other.label != entry.label, len(differences), -other.created
 
 
 def _differences(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

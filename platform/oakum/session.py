@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 STAGE_KINDS = frozenset({"train", "answers", "membership", "prior", "inversion", "judge"})
 _GANG_START_SECONDS = 25.0
+# How long a run waits for MLflow at its end, and when it was stopped; what is left is delivered by the next run.
+_DELIVERY_SECONDS = 60.0
+_STOP_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -307,10 +310,14 @@ def _tracker(options: RunOptions, store: Store, home: Home) -> Iterator[Tracker 
         return
     tracker = Tracker(store, home.folder)
     tracker.start()
+    seconds = _DELIVERY_SECONDS
     try:
         yield tracker
+    except KeyboardInterrupt:
+        seconds = _STOP_SECONDS
+        raise
     finally:
-        status = tracker.close()
+        status = tracker.close(seconds)
         if status.warning:
             Progress.say(status.warning)
 
@@ -339,6 +346,11 @@ class _StartingExecutor:
         self.end()
         self._pool.shutdown(wait=True)
 
+    def interrupt(self) -> None:
+        """End the executor now; one that is still starting is left to end with this process."""
+        self.end()
+        self._pool.shutdown(wait=self._future.done())
+
     def _close_started(self) -> None:
         if self._future.exception() is None:
             self._future.result().close()
@@ -349,8 +361,13 @@ def _executor(options: RunOptions) -> Iterator[_StartingExecutor]:
     starting = _StartingExecutor(options)
     try:
         yield starting
-    finally:
+    except KeyboardInterrupt:
+        starting.interrupt()
+        raise
+    except BaseException:
         starting.close()
+        raise
+    starting.close()
 
 
 def _start_executor(options: RunOptions) -> Executor:

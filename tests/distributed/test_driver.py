@@ -90,7 +90,6 @@ def test_a_driver_that_is_stopped_or_killed_leaves_no_process_and_loses_nothing(
     before = len(Store.open(home.store_uri).published("train"))
     killed = drive(finished.file, home)
     killed.wait_for_models(before + 1)
-    assert f"22 stages: {before}" in killed.err or before > 1
     assert killed.end_by(signal.SIGKILL) == (-signal.SIGKILL, [])
     result = run_serially(finished.file, home)
     assert result.ran < 22 and not result.failures

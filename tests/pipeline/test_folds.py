@@ -25,7 +25,9 @@ def loaded(selection: Selection, prepared_digits: Path) -> LoadedFolds:
 FOLDS = ["train", "val", "test", "public", "evaluation", "canary", CANARY_TRAIN_FOLD]
 
 
-def test_planning_and_loading_draw_the_same_folds(selection: Selection, loaded: LoadedFolds, prepared_digits: Path) -> None:
+def test_planning_and_loading_draw_the_same_folds(
+    selection: Selection, loaded: LoadedFolds, prepared_digits: Path
+) -> None:
     planned = plan_folds(selection, prepared_digits)
     assert planned.rows.keys() == loaded.rows.keys()
     loaded.check({fold: planned.digest(fold) for fold in FOLDS})
@@ -48,7 +50,7 @@ def test_digests_differ_by_fold_seed_and_size(selection: Selection, prepared_dig
 def test_labels_of_a_fold(loaded: LoadedFolds) -> None:
     private, original = loaded.points("train"), loaded.points("train", labels="all")
     assert private.y.tolist() == [loaded.private_classes.index(label) for label in original.y.tolist()]
-    assert private.x.dtype == torch.float32 and 0 <= private.x.min() and private.x.max() <= 1
+    assert private.x.dtype == torch.float32 and private.x.min() >= 0 and private.x.max() <= 1
     assert private.rows.tolist() == loaded.rows["train"].tolist()
     labeled = loaded.labeled("evaluation", "all")
     assert sorted(set(labeled.y.tolist())) == list(range(10))

@@ -65,7 +65,9 @@ def test_settings_of_one_seed_are_paired(plan: Callable[..., Plan]) -> None:
     found = plan("seeds=[0, 1]")
     seeds = {cell.seed: set() for cell in found.cells}
     for cell in found.cells:
-        seeds[cell.seed].add((cell.stages["target.clean"].config["seed"], cell.stages["inversion.clean.gmi"].config["seed"]))
+        seeds[cell.seed].add(
+            (cell.stages["target.clean"].config["seed"], cell.stages["inversion.clean.gmi"].config["seed"])
+        )
     assert all(len(each) == 1 for each in seeds.values()) and seeds[0] != seeds[1]
 
 
@@ -149,7 +151,9 @@ def test_a_stable_method_puts_its_version_into_the_key(
         (["recipe.drop_last=true", "recipe.batch_size=101"], "drop_last"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused_before_any_work(plan: Callable[..., Plan], changes: list[str], said: str) -> None:
+def test_parts_that_do_not_fit_are_refused_before_any_work(
+    plan: Callable[..., Plan], changes: list[str], said: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(*changes)
     assert said in str(caught.value)
@@ -176,7 +180,7 @@ def test_a_defense_that_needs_hidden_layers_refuses_a_model_without(
         lambda kind: installed(kind) | ({"tapless": module.__name__} if kind == "models" else {}),
     )
     settings = "settings={none: none, mine: {name: bido, lambda_x: 0.1, lambda_y: 0.5}}"
-    with pytest.raises(ConfigError, match="t.yaml: settings.mine: defense 'bido' needs hidden layers, but model"):
+    with pytest.raises(ConfigError, match=r"t\.yaml: settings.mine: defense 'bido' needs hidden layers, but model"):
         plan("model=tapless", settings)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oakum.config import ConfigError
+from oakum.distributed.agent_guard import AgentGuard
 from oakum.store import Store
 
 _ANSWER_SECONDS = 60.0
+
+_guard: AgentGuard | None = None
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,35 @@ def configure_environment() -> None:
 def start_ray(cpus: int | None = None) -> None:
     """Join the cluster named by `RAY_ADDRESS`, or start Ray on this machine without a dashboard.
 
-    Does nothing when this process is connected already.
+    Does nothing when this process is connected already. The thread that calls this must outlive Ray: the kernel ends
+    the processes that a thread started when the thread ends.
     """
+    global _guard
     configure_environment()
     import ray
 
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-    if not os.environ.get("RAY_ADDRESS"):
-        _make_token()
-        options.update(address="local", include_dashboard=False, num_cpus=cpus or _available_cpus())
-    ray.init(**options)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        return
+    _make_token()
+    ray.init(address="local", include_dashboard=False, num_cpus=cpus or _available_cpus(), **options)
+    if sys.platform == "linux":
+        _guard = AgentGuard()
 
 
 def stop_ray() -> None:
     """Disconnect; a cluster that this process started ends with all its workers."""
+    global _guard
     import ray
 
     if ray.is_initialized():
         ray.shutdown()
+    if _guard is not None:
+        _guard.dismiss()
+        _guard = None
 
 
 def capacity() -> ClusterCapacity:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -64,6 +66,7 @@ class OnRay:
         Raises:
             ConfigError: a stage asks for more than the cluster can have, or a node does not see the store.
         """
+        _take_signals_back()
         self._require_feasible(ledger)
         running: dict[Any, Stage] = {}
         while True:
@@ -191,6 +194,13 @@ def _fits(stages: Iterable[Stage], found: ClusterCapacity, factor: float) -> boo
     totals = [_total(stage.resources) for stage in stages]
     cpus, gpus = sum(cpus for cpus, _ in totals), sum(gpus for _, gpus in totals)
     return cpus <= factor * found.cpus and gpus <= factor * found.gpus
+
+
+def _take_signals_back() -> None:
+    """Install this process's SIGTERM handler again: Ray's, which lies below it, prints a native stack first."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _run_stage(task: StageTask, settings: WorkerSettings) -> Outcome:

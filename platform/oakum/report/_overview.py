@@ -282,7 +282,21 @@ def _unresolved(settings: tuple[Setting, ...]) -> list[str]:
         if where != everyone:
             place = ", ".join(f"{label} ({seeds_text(seeds)})" for label, seeds in where.items())
         lines.setdefault((reason, place), []).append(key)
-    return [f"{', '.join(keys)}: {reason} [{place}]" for (reason, place), keys in lines.items()]
+    return [
+        f"{', '.join(_grouped(keys))}: {reason.removeprefix('unresolved: ')}"
+        + (f" [{place}]" if place != "every setting and seed" else "")
+        for (reason, place), keys in lines.items()
+    ]
+
+
+def _grouped(keys: list[str]) -> list[str]:
+    """Write several attacks' equal metrics as one: `membership/*/auc` for `membership/loss/auc`, ...; keep the order."""
+    shapes: dict[str, list[str]] = {}
+    for key in keys:
+        head, _, rest = key.partition("/")
+        attack, _, name = rest.partition("/")
+        shapes.setdefault(f"{head}/*/{name}" if name and attack else key, []).append(key)
+    return [shape if len(same) > 1 else same[0] for shape, same in shapes.items()]
 
 
 def seeds_text(seeds: list[int]) -> str:

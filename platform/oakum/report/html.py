@@ -73,11 +73,9 @@ def render(
     ]
     shown = [(anchor, title, content) for anchor, title, content in body if content is not None]
     navigation = tag("nav", *(tag("a", title, href=f"#{anchor}") for anchor, title, _ in shown), aria_label="Sections")
-    main = tag(
-        "main",
-        *(tag("section", content, id=anchor, aria_label=title) for anchor, title, content in shown),
-        id="content",
-    )
+    sections_of_page = [tag("section", content, id=anchor, aria_label=title) for anchor, title, content in shown]
+    notices = _notices(view, missing_stages(record, store))
+    main = tag("main", sections_of_page[0], notices, *sections_of_page[1:], id="content")
     head = _head(record, view, store, navigation)
     page = tag("div", head, main, _footer(record), class_="page")
     return _document(record.name, page)
@@ -115,7 +113,6 @@ def _head(record: RunRecord, view: Overview, store: EvidenceStore, navigation: M
         tag("p", record.description, class_="standfirst") if record.description else None,
         tag("dl", *entries, class_="facts"),
         navigation,
-        _notices(view, missing_stages(record, store)),
     )
 
 

@@ -157,7 +157,9 @@ class _Adaptive:
 
 def _title(record: RunRecord, view: Overview) -> Text:
     seeds = len(view.seeds)
-    facts = f"{len(view.settings)} settings \N{MULTIPLICATION SIGN} {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    settings = len(view.settings)
+    counted = f"{settings} {'setting' if settings == 1 else 'settings'}"
+    facts = f"{counted} \N{MULTIPLICATION SIGN} {seeds} {'seed' if seeds == 1 else 'seeds'}"
     data = record.data.get("name")
     facts += f", data {data}" if data else ""
     text = Text(printable(record.name), style="bold")
