@@ -18,6 +18,7 @@ from oakum.registry import KINDS, UnknownMethodError
 
 EXIT_BAD_CONFIG = 2
 EXIT_FAILED_STAGE = 3
+_PLAIN_WIDTH = 120
 
 _LISTS = {
     "defenses": ["defenses"],
@@ -305,7 +306,7 @@ def _print_table(record: Any) -> None:
 
         Console().print(terminal.render(record))
     else:
-        sys.stdout.write(terminal.plain_text(record))
+        sys.stdout.write(terminal.plain_text(record, width=_PLAIN_WIDTH))
 
 
 def _print_places(result: Any, home: Any) -> None:

@@ -61,7 +61,7 @@ class Cluster:
             f"--temp-dir={self._folder}",
         )
         deadline = time.monotonic() + STARTING_SECONDS
-        while self.answer("/api/version") != 200:
+        while self.answer("/api/jobs/", self.environment["RAY_AUTH_TOKEN"]) != 200:
             assert self._nodes[0].poll() is None and time.monotonic() < deadline, self._log()
             time.sleep(0.2)
 

@@ -79,7 +79,8 @@ def _cell(cell: CellRecord, manifests: dict[str, Manifest]) -> CellRecord:
     _add_utility(metrics, cell, manifests)
     metrics["cost/train_seconds"] = MetricValue(cost["train"], wants="low")
     metrics["cost/attack_seconds"] = MetricValue(cost["attack"], wants="low")
-    return CellRecord(**{**vars(cell), "metrics": metrics, "flags": tuple(flags)})
+    in_order = {name: metrics[name] for name in sorted(metrics)}
+    return CellRecord(**{**vars(cell), "metrics": in_order, "flags": tuple(sorted(flags))})
 
 
 def _prefix(part: str, target: str, rest: list[str]) -> str | None:
