@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from oakum import __version__, cli, registry
+from oakum import __version__, cli, registry, session
 from oakum.config import ConfigError
 from oakum.session import Home
 from oakum.store import DamagedEntryError, StoreError
@@ -75,14 +75,21 @@ def test_files_that_are_no_experiment(
         assert answer.code == 2 and said in answer.err and "bad.yaml" in answer.err
 
 
-def test_a_misspelt_key_names_its_path_and_the_nearest(
-    home: Home, oakum: Callable[..., Any], tiny: dict[str, Any], write: Callable[..., Path]
+def test_a_misspelt_key_names_its_path_and_the_nearest_before_anything_starts(
+    home: Home,
+    oakum: Callable[..., Any],
+    tiny: dict[str, Any],
+    write: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(session, "_start_executor", started.append)
     tiny["recipe"]["epoch"] = 3
-    answer = oakum("run", write(tiny), "--executor", "serial", home=home)
-    assert answer.code == 2
-    assert answer.err == "oakum: tiny.yaml: recipe.epoch: unknown key; did you mean 'epochs'?\n"
-    assert oakum("check", write(tiny), home=home).code == 2
+    for command in ("run", "check"):
+        answer = oakum(command, write(tiny), home=home)
+        assert answer.code == 2
+        assert answer.err == "oakum: tiny.yaml: recipe.epoch: unknown key; did you mean 'epochs'?\n"
+    assert not started
 
 
 @pytest.mark.parametrize(

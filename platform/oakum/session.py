@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oakum.config import ConfigError, apply_overrides, read_yaml
+from oakum.config import ConfigError, apply_overrides, read_yaml, validate
 from oakum.datasets.base import ensure_prepared
 from oakum.pipeline.collect import collect, skeleton, stage_refs
 from oakum.pipeline.fingerprint import package_digest
@@ -172,12 +172,20 @@ def run(options: RunOptions, home: Home) -> RunResult:
             return _already_done(finished, options, home, store)
         except DamagedEntryError as error:
             Progress.say(f"{error}; it was set aside and is computed again")
+    _check_file(data, options.file.name)
     with _tracker(options, store, home) as tracker, _executor(options) as starting:
         with clock.phase("plan"):
             plan = make_plan(data, options.file.name, home, store, digest)
         with clock.phase("start"):
             starting.ready()
         return _execute(plan, starting, options, home, store, tracker, clock)
+
+
+def _check_file(data: dict[str, Any], where: str) -> None:
+    """Find what can be found wrong without the methods: a misspelt key must not wait for Ray and torch to start."""
+    from oakum.pipeline.experiment import ExperimentFile
+
+    validate(ExperimentFile, data, where)
 
 
 def make_plan(data: dict[str, Any], where: str, home: Home, store: Store | None, digest: str = "") -> Plan:

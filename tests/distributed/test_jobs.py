@@ -58,7 +58,6 @@ class Cluster:
             f"--port={self._port}",
             f"--dashboard-port={self._dashboard}",
             f"--ray-client-server-port={client}",
-            f"--temp-dir={self._folder}",
         )
         deadline = time.monotonic() + STARTING_SECONDS
         while self.answer("/api/jobs/", self.environment["RAY_AUTH_TOKEN"]) != 200:
@@ -71,6 +70,8 @@ class Cluster:
     def _start(self, *options: str) -> None:
         (agent,) = free_ports(1)
         common = ["--num-cpus=1", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}"]
+        # Nodes that shared a folder would unpack a job into the same place, each removing what the other did.
+        common.append(f"--temp-dir={self._folder / str(len(self._nodes))}")
         with (self._folder / "start.log").open("ab") as log:
             node = subprocess.Popen(
                 [str(RAY), "start", "--block", "--min-worker-port=0", "--max-worker-port=0", *common, *options],
