@@ -25,7 +25,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from oakum.datasets.base import ensure_prepared
-from oakum.pipeline.context import build_defense, build_model
+from oakum.pipeline.context import build_defense
 from oakum.pipeline.folds import LoadedFolds, Selection
 from oakum.records import sha256_hex
 from oakum.session import Home, RunOptions, make_plan, read_request

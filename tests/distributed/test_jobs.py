@@ -59,13 +59,21 @@ class Cluster:
             f"--dashboard-port={self._dashboard}",
             f"--ray-client-server-port={client}",
         )
-        deadline = time.monotonic() + STARTING_SECONDS
-        while self.answer("/api/jobs/", self.environment["RAY_AUTH_TOKEN"]) != 200:
-            assert self._nodes[0].poll() is None and time.monotonic() < deadline, self._log()
-            time.sleep(0.2)
+        self._wait(lambda: self.answer("/api/jobs/", self.environment["RAY_AUTH_TOKEN"]) == 200)
 
     def add_node(self) -> None:
         self._start(f"--address=127.0.0.1:{self._port}")
+        self._wait(lambda: self._log().count("Ray runtime started") == len(self._nodes))
+
+    def unpacked_packages(self, node: int) -> int:
+        """Return how many jobs' working directories a node has."""
+        return len(list((self._folder / str(node)).glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*/")))
+
+    def _wait(self, is_ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while not is_ready():
+            assert self._nodes[-1].poll() is None and time.monotonic() < deadline, self._log()
+            time.sleep(0.2)
 
     def _start(self, *options: str) -> None:
         (agent,) = free_ports(1)
@@ -176,6 +184,7 @@ def test_a_job_runs_the_uploaded_code_on_one_node_and_on_two(
         digests.append(fingerprint.package_digest())
         assert {entry.provenance["package"] for entry in entries} == {digests[-1]}
     assert digests[0] != digests[1]
+    assert (cluster.unpacked_packages(0), cluster.unpacked_packages(1)) == (2, 1), "the second node did nothing"
 
 
 def test_nobody_submits_without_the_token(cluster: Cluster) -> None:

@@ -86,3 +86,12 @@ def test_what_can_never_run_is_refused_before_anything_is_started(
     with pytest.raises(ConfigError, match=r"asks for 999 CPUs, but the largest node has 2; lower execution\.threads"):
         run_on_ray(write(short), home)
     assert not Store.open(home.store_uri).entries()
+
+
+def test_what_an_autoscaler_may_reach_counts_as_there(own_ray: None) -> None:
+    from oakum.distributed.on_ray import OnRay, find_misfit
+    from oakum.pipeline.stage import Resources
+
+    wanted = Resources(cpus=8, gpus=1, workers=4)
+    assert find_misfit(wanted, OnRay().capacity()) is not None
+    assert find_misfit(wanted, OnRay(max_cpus=32, max_gpus=4).capacity()) is None

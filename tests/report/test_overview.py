@@ -52,8 +52,7 @@ def test_chance_is_read_and_never_assumed(run: Any) -> None:
 
 def test_unresolved_reasons_are_listed_once(run: Any) -> None:
     assert overview(run.record).unresolved == (
-        "membership/*/tpr_at_fpr_0.001: needs 10 expected false positives, "
-        "1000 non-members give 1",
+        "membership/*/tpr_at_fpr_0.001: needs 10 expected false positives, 1000 non-members give 1",
     )
 
 

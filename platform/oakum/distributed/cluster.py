@@ -76,7 +76,7 @@ def stop_ray() -> None:
         _guard = None
 
 
-def capacity() -> ClusterCapacity:
+def find_capacity() -> ClusterCapacity:
     """Return what the cluster has right now."""
     import ray
 

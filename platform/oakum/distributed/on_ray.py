@@ -22,7 +22,7 @@ from ray.exceptions import (
 )
 
 from oakum.config import ConfigError
-from oakum.distributed.cluster import ClusterCapacity, capacity, require_shared_store, start_ray, stop_ray
+from oakum.distributed.cluster import ClusterCapacity, find_capacity, require_shared_store, start_ray, stop_ray
 from oakum.distributed.data_parallel import LostGangError, run_gang
 from oakum.pipeline.executor import Ledger
 from oakum.pipeline.runner import Outcome, run_stage
@@ -82,10 +82,10 @@ class OnRay:
         """Disconnect; stages that still run end, and so does Ray if this process started it."""
         stop_ray()
 
-    def _capacity(self) -> ClusterCapacity:
+    def capacity(self) -> ClusterCapacity:
         """Return what the cluster has or may reach; asked anew every few seconds, since nodes come and go."""
         if self._found is None or time.monotonic() - self._found_at > _CAPACITY_SECONDS:
-            found = capacity()
+            found = find_capacity()
             self._found_at = time.monotonic()
             self._found = replace(
                 found,
@@ -98,13 +98,13 @@ class OnRay:
 
     def _check_new_nodes(self, settings: WorkerSettings) -> None:
         """Ask nodes that joined since the last look whether they see the store."""
-        self._capacity()
+        self.capacity()
         if self._checked_at != self._found_at:
             self._checked_at = self._found_at
             self._sharing = require_shared_store(settings.store_uri, settings.data_home, self._sharing)
 
     def _submit(self, ledger: Ledger, settings: WorkerSettings, running: dict[Any, Stage]) -> None:
-        for stage in admit(ledger.ready(), list(running.values()), self._capacity()):
+        for stage in admit(ledger.ready(), list(running.values()), self.capacity()):
             own = replace(settings, use_gpu=stage.resources.gpus > 0)
             running[self._start(ledger.start(stage), own)] = stage
 
@@ -128,7 +128,7 @@ class OnRay:
             ledger.complete(stage, outcome)
 
     def _require_feasible(self, ledger: Ledger) -> None:
-        found = self._capacity()
+        found = self.capacity()
         for stage in ledger.outstanding():
             problem = find_misfit(stage.resources, found)
             if problem is not None:

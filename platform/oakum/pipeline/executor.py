@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from oakum.pipeline.runner import Outcome, run_stage
@@ -173,7 +173,8 @@ class Serial:
         try:
             while ready := ledger.ready():
                 stage = ready[0]
-                future = pool.submit(run_stage, ledger.start(stage), settings)
+                own = replace(settings, use_gpu=stage.resources.gpus > 0)
+                future = pool.submit(run_stage, ledger.start(stage), own)
                 error = _wait(future)
                 if error is None:
                     ledger.complete(stage, future.result())

@@ -89,4 +89,14 @@ def _tree_digest(module: str) -> str:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:]
-    return sha256_hex(ast.dump(tree).encode())
+    return sha256_hex(_canonical(tree).encode())
+
+
+def _canonical(node: object) -> str:
+    """Return a text form of a syntax tree that Python versions share: fields that are empty are left out."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(_canonical(item) for item in node)}]"
+    return repr(node)

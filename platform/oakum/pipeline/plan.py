@@ -143,6 +143,11 @@ class _Planner:
                 f"{self.where}: {place}: drop_last leaves no batch: fold {fold!r} has {count} samples, batch_size is "
                 f"{recipe.batch_size}; lower batch_size or remove drop_last"
             )
+        if not recipe.drop_last and count > recipe.batch_size and count % recipe.batch_size == 1:
+            self.warnings.append(
+                f"{place}: the last batch of fold {fold!r} holds one sample, which batch normalization over a single "
+                "position cannot use; choose another batch_size, or drop_last"
+            )
 
     def _stage(
         self,

@@ -290,7 +290,7 @@ def _unresolved(settings: tuple[Setting, ...]) -> list[str]:
 
 
 def _grouped(keys: list[str]) -> list[str]:
-    """Write several attacks' equal metrics as one: `membership/*/auc` for `membership/loss/auc`, ...; keep the order."""
+    """Write several attacks' equal metrics as one: `membership/*/auc` for `membership/loss/auc`, ...."""
     shapes: dict[str, list[str]] = {}
     for key in keys:
         head, _, rest = key.partition("/")
