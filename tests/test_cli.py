@@ -221,7 +221,7 @@ def test_errors_become_exit_codes(
     def fail(options: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_sync", fail)
+    monkeypatch.setitem(cli._COMMANDS, "sync", fail)
     answer = oakum("sync", home=home)
     assert answer.code == code and answer.err.endswith(said) and "Traceback" not in answer.err
 
@@ -232,7 +232,7 @@ def test_mistakes_of_the_program_are_not_hidden(
     def fail(options: object) -> int:
         raise AssertionError("a mistake")
 
-    monkeypatch.setattr(cli, "_sync", fail)
+    monkeypatch.setitem(cli._COMMANDS, "sync", fail)
     with pytest.raises(AssertionError, match="a mistake"):
         oakum("sync", home=home)
 

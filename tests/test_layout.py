@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "session": METHODS | {"pipeline", "tracking", "report", "distributed", "progress"},
     "inspection": FOUNDATION | {"session"},
     "doctor": FOUNDATION | {"session", "tracking"},
-    "cli": FOUNDATION | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog"},
+    "cli": FOUNDATION | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog", "cli"},
     "main": {"cli"},
 }
 LIGHT = [

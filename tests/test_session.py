@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oakum import session
+from oakum import session, session_check, session_report
 from oakum.config import ConfigError
 from oakum.session import Home, RunOptions
 from oakum.store import Store
@@ -145,13 +145,13 @@ def test_data_that_cannot_be_had_is_explained(
 
 def test_data_from_an_installed_package_is_prepared_by_the_run(tmp_path: Path, finished_short: Any) -> None:
     home = Home(tmp_path, str(tmp_path / "store"))
-    summary = session.check(options(finished_short.file), home)
+    summary = session_check.check(options(finished_short.file), home)
     assert (home.data / "digits" / "manifest.json").is_file() and summary["cells"] == 1
 
 
 def test_check_counts_what_is_stored_and_changes_nothing(copied: Any) -> None:
     before = sorted(path for path in copied.home.folder.rglob("*"))
-    summary = session.check(options(copied.file, seeds=[0, 1]), copied.home)
+    summary = session_check.check(options(copied.file, seeds=[0, 1]), copied.home)
     assert sorted(path for path in copied.home.folder.rglob("*")) == before
     assert summary["cells"] == 4
     assert {kind: (row["stages"], row["stored"]) for kind, row in summary["kinds"].items()} == {
@@ -159,31 +159,31 @@ def test_check_counts_what_is_stored_and_changes_nothing(copied: Any) -> None:
         "inversion": (4, 2), "judge": (4, 2),
     }  # fmt: skip
     assert summary["kinds"]["prior"]["seconds"] == 0 and summary["kinds"]["train"]["seconds"] > 0
-    text = session.describe_check(summary)
+    text = session_check.describe_check(summary)
     assert text.startswith("tiny: 4 cells\n") and "alpha: 1.2" in text
 
 
 def test_check_knows_no_seconds_before_the_first_run(home: Home, finished_short: Any) -> None:
-    summary = session.check(options(finished_short.file, overrides=["execution.workers=2"]), home)
+    summary = session_check.check(options(finished_short.file, overrides=["execution.workers=2"]), home)
     assert summary["kinds"]["train"]["seconds"] is None
-    assert "unknown: none stored yet" in session.describe_check(summary)
+    assert "unknown: none stored yet" in session_check.describe_check(summary)
     assert any("execution.workers is 2" in warning for warning in summary["warnings"])
 
 
 def test_the_report_of_a_name_is_that_of_its_latest_plan(finished_again: Any) -> None:
     home, older = finished_again.first.home, finished_again.first.record.plan_key
-    record, path = session.report_again("tiny", home)
+    record, path = session_report.report_again("tiny", home)
     assert record.plan_key == finished_again.second.record.plan_key != older and path.is_file()
-    assert session.report_again(older[:10], home)[0].plan_key == older
+    assert session_report.report_again(older[:10], home)[0].plan_key == older
     with pytest.raises(ConfigError, match="no plan is called 'nothing'"):
-        session.report_again("nothing", home)
+        session_report.report_again("nothing", home)
 
 
 def test_private_pictures_are_not_shown(finished: Any) -> None:
-    shown = session.real_images(finished.record, finished.home)
+    shown = session_report.real_images(finished.record, finished.home)
     assert shown.keys() == set(range(5)) and all(images.shape[1:] == (1, 8, 8) for images in shown.values())
     private = replace(finished.record, data={**finished.record.data, "public": False})
-    assert session.real_images(private, finished.home) == {}
+    assert session_report.real_images(private, finished.home) == {}
 
 
 def test_the_home_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,26 +7,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from oakum import __version__
+from oakum.cli_parser import METHOD_LISTS, build_parser
 from oakum.config import ConfigError
 from oakum.registry import KINDS, UnknownMethodError
+from oakum.session_home import Home
 
 EXIT_BAD_CONFIG = 2
 EXIT_FAILED_STAGE = 3
 _PLAIN_WIDTH = 120
-
-_LISTS = {
-    "defenses": ["defenses"],
-    "attacks": ["attacks.membership", "attacks.inversion"],
-    "datasets": ["datasets"],
-    "models": ["models"],
-    "priors": ["priors"],
-}
 
 
 class _Terminated(KeyboardInterrupt):
@@ -37,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 well, 2 bad configuration, 3 a stage failed, 4 a gate failed."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    if not hasattr(options, "command_function"):
+    if not hasattr(options, "command"):
         parser.print_help()
         return 0
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        status: int = options.command_function(options)
+        status: int = _COMMANDS[options.command](options)
     except (ConfigError, UnknownMethodError) as error:
         sys.stderr.write(f"oakum: {error}\n")
         return EXIT_BAD_CONFIG
@@ -80,185 +72,6 @@ def _what_helps(error: Exception) -> str:
     return "; it was set aside: run the experiment again" if isinstance(error, DamagedEntryError) else ""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="oakum",
-        description="Train privacy-defended models, attack them, and compare what leaks with what it costs.",
-        epilog="Start with: oakum run jobs/experiments/quickstart.yaml",
-    )
-    parser.add_argument("--version", action="version", version=f"oakum {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_run(commands)
-    _add_check(commands)
-    _add_list(commands)
-    _add_data(commands)
-    _add_report(commands)
-    _add_store(commands)
-    _add_small(commands)
-    return parser
-
-
-def _add_run(commands: Any) -> None:
-    run = _command(
-        commands, "run", _run, "train, attack and compare: run an experiment (what is stored is not run again)"
-    )
-    _experiment_arguments(run)
-    run.add_argument(
-        "--executor",
-        choices=["ray", "serial"],
-        default="ray",
-        help="ray (default): in parallel; serial: in this process",
-    )
-    run.add_argument(
-        "--max-cpus",
-        type=_positive,
-        default=os.environ.get("OAKUM_MAX_CPUS"),
-        metavar="N",
-        help="CPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_CPUS, else what is there)",
-    )
-    run.add_argument(
-        "--max-gpus",
-        type=_positive,
-        default=os.environ.get("OAKUM_MAX_GPUS"),
-        metavar="N",
-        help="GPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_GPUS, else what is there)",
-    )
-    run.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KIND",
-        help="run only stages of this kind (train, prior, ...); may be repeated",
-    )
-    run.add_argument(
-        "--skip", action="append", default=[], metavar="KIND", help="do not run stages of this kind; may be repeated"
-    )
-    run.add_argument(
-        "--max-hours", type=_positive, metavar="H", help="start nothing more after this time; run again to go on"
-    )
-    run.add_argument(
-        "--checkpoint-seconds",
-        type=_not_negative,
-        default=20.0,
-        metavar="S",
-        help="keep unfinished training at most this often (default 20)",
-    )
-    run.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
-    run.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
-
-
-def _add_check(commands: Any) -> None:
-    check = _command(
-        commands, "check", _check, "show what an experiment would do: resolved settings, stages, what is stored"
-    )
-    _experiment_arguments(check)
-    check.add_argument("--json", action="store_true", help="print as JSON")
-
-
-def _add_list(commands: Any) -> None:
-    listing = _command(commands, "list", _list, "show the installed defenses, attacks, data sets, models and priors")
-    listing.add_argument("what", nargs="?", choices=sorted(_LISTS), help="one kind (default: all)")
-    listing.add_argument("--json", action="store_true", help="print as JSON: name, kind, summary, source")
-
-
-def _add_data(commands: Any) -> None:
-    data = commands.add_parser("data", help="get and check data sets")
-    actions = data.add_subparsers(required=True, metavar="ACTION")
-    listing = _command(actions, "list", _data_list, "show data sets and whether they are prepared")
-    listing.add_argument("--json", action="store_true")
-    prepare = _command(actions, "prepare", _data_prepare, "get a data set, check it, and store it as Parquet")
-    prepare.add_argument("name")
-    prepare.add_argument("--source", type=Path, help="file or folder that you already have, in the official layout")
-    prepare.add_argument("--force", action="store_true", help="prepare again even if it is there")
-    verify = _command(actions, "verify", _data_verify, "read a prepared data set and check every checksum")
-    verify.add_argument("name")
-
-
-def _add_report(commands: Any) -> None:
-    report = _command(commands, "report", _report, "write the HTML report again and print the table")
-    report.add_argument("run", help="experiment name, or the beginning of a plan key")
-    report.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
-
-
-def _add_store(commands: Any) -> None:
-    store = commands.add_parser("store", help="look into the store, check it, clean it")
-    actions = store.add_subparsers(required=True, metavar="ACTION")
-    listing = _command(actions, "ls", _store_ls, "list stored stages")
-    listing.add_argument("kind", nargs="?", help="only this kind (train, prior, membership, ...)")
-    listing.add_argument("--json", action="store_true")
-    show = _command(actions, "show", _store_show, "print one entry's manifest")
-    show.add_argument("key", help="key or its beginning")
-    verify = _command(actions, "verify", _store_verify, "check every stored byte against its checksum")
-    verify.add_argument("kind", nargs="?")
-    gc = _command(
-        actions, "gc", _store_gc, "remove what no plan, pin or registered model needs (shows only, unless --delete)"
-    )
-    gc.add_argument("--delete", action="store_true", help="really remove")
-    gc.add_argument(
-        "--min-age-hours", type=_not_negative, default=24.0, metavar="H", help="keep anything younger (default 24)"
-    )
-    gc.add_argument("--json", action="store_true")
-
-
-def _add_small(commands: Any) -> None:
-    why = _command(
-        commands, "why", _why, "say which part of a stage's key differs from its nearest relative in the store"
-    )
-    why.add_argument("key", help="key or its beginning, of a stored stage")
-    _command(commands, "doctor", _doctor, "check Python, Ray, store, MLflow, disk, threads and GPU")
-    _command(commands, "ui", _ui, "print the command that opens the MLflow UI, and run it").add_argument(
-        "--print", action="store_true", dest="print_only", help="only print it"
-    )
-    _command(commands, "sync", _sync, "deliver to MLflow what an earlier run could not")
-
-
-def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(command_function=function)
-    return parser
-
-
-def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="experiment YAML")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="PATH=VALUE",
-        help="change one value (settings.relaxloss.alpha=0.5)",
-    )
-    parser.add_argument("--seeds", type=_seeds, metavar="N-M", help="seeds to run: 0-4 or 0,3,7")
-
-
-def _seeds(text: str) -> list[int]:
-    seeds: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 0-4 or 0,3,7") from error
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"{text!r} names no seed")
-    return seeds
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return value
-
-
 def _print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
@@ -267,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from oakum import session
     from oakum.report import terminal
 
-    home = session.Home.of_environment()
+    home = Home.of_environment()
     unknown = sorted({*options.only, *options.skip} - session.STAGE_KINDS)
     if unknown:
         raise ConfigError(f"unknown stage kind {unknown[0]!r}; kinds: {', '.join(sorted(session.STAGE_KINDS))}")
@@ -340,22 +153,22 @@ def _explain_failures(result: Any) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from oakum import session
+    from oakum import session, session_check
 
-    home = session.Home.of_environment()
+    home = Home.of_environment()
     request = session.RunOptions(file=options.file, overrides=options.overrides, seeds=options.seeds)
-    summary = session.check(request, home)
+    summary = session_check.check(request, home)
     if options.json:
         _print_json(summary)
     else:
-        sys.stdout.write(session.describe_check(summary))
+        sys.stdout.write(session_check.describe_check(summary))
     return 0
 
 
 def _list(options: argparse.Namespace) -> int:
     from oakum.catalog import describe_methods
 
-    kinds = _LISTS[options.what] if options.what else list(KINDS)
+    kinds = METHOD_LISTS[options.what] if options.what else list(KINDS)
     methods = [entry for kind in kinds for entry in describe_methods(kind)]
     if options.json:
         _print_json(methods)
@@ -374,10 +187,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _data_list(options: argparse.Namespace) -> int:
-    from oakum import session
     from oakum.datasets.base import list_data
 
-    entries = list_data(session.Home.of_environment().data)
+    entries = list_data(Home.of_environment().data)
     if options.json:
         _print_json(
             [
@@ -406,13 +218,12 @@ def _data_list(options: argparse.Namespace) -> int:
 
 
 def _data_prepare(options: argparse.Namespace) -> int:
-    from oakum import session
     from oakum.datasets.base import prepare
 
     def show(text: str, fraction: float | None) -> None:
         sys.stderr.write(f"{text}\n" if fraction is None else f"{text} {fraction:.0%}\n")
 
-    prepared = prepare(options.name, session.Home.of_environment().data, options.source, options.force, progress=show)
+    prepared = prepare(options.name, Home.of_environment().data, options.source, options.force, progress=show)
     sys.stdout.write(
         f"{prepared.name}: {prepared.rows} rows of shape {prepared.shape}, digest {prepared.digest[:16]}, "
         f"from {prepared.source}\n"
@@ -423,10 +234,9 @@ def _data_prepare(options: argparse.Namespace) -> int:
 
 
 def _data_verify(options: argparse.Namespace) -> int:
-    from oakum import session
     from oakum.datasets.base import verify
 
-    prepared = verify(options.name, session.Home.of_environment().data)
+    prepared = verify(options.name, Home.of_environment().data)
     sys.stdout.write(
         f"{prepared.name}: {prepared.rows} rows are as their manifest says (digest {prepared.digest[:16]})\n"
     )
@@ -434,11 +244,11 @@ def _data_verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from oakum import session
     from oakum.report import terminal
+    from oakum.session_report import report_again
 
-    home = session.Home.of_environment()
-    record, path = session.report_again(options.run, home)
+    home = Home.of_environment()
+    record, path = report_again(options.run, home)
     if options.json:
         _print_json(terminal.summary(record) | {"report": str(path)})
         return 0
@@ -486,10 +296,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     import subprocess
 
-    from oakum import session
     from oakum.tracking import where_to_look
 
-    command = where_to_look(session.Home.of_environment().folder)
+    command = where_to_look(Home.of_environment().folder)
     sys.stdout.write(command + "\n")
     if options.print_only or command.startswith("http"):
         return 0
@@ -497,16 +306,34 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from oakum import session
     from oakum.store import Store
     from oakum.tracking import sync
 
-    home = session.Home.of_environment()
+    home = Home.of_environment()
     status = sync(Store.open(home.store_uri), home.folder)
     sys.stdout.write(f"delivered {status.delivered}, waiting {status.pending}\n")
     if status.warning:
         sys.stderr.write(status.warning + "\n")
     return EXIT_FAILED_STAGE if status.pending else 0
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "check": _check,
+    "list": _list,
+    "data_list": _data_list,
+    "data_prepare": _data_prepare,
+    "data_verify": _data_verify,
+    "report": _report,
+    "store_ls": _store_ls,
+    "store_show": _store_show,
+    "store_verify": _store_verify,
+    "store_gc": _store_gc,
+    "why": _why,
+    "doctor": _doctor,
+    "ui": _ui,
+    "sync": _sync,
+}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from oakum.config import ConfigError
-from oakum.session import Home
+from oakum.session_home import Home
 from oakum.store import Store, StoreError
 from oakum.tracking_destination import Destination, UnreachableError
 
@@ -96,7 +96,7 @@ def _ray() -> Finding:
         return False, f"cluster {address}; set RAY_AUTH_MODE=token (or disabled) here as on every node"
     if token.is_file() and token.stat().st_mode & 0o077:
         return False, f"{token} can be read by others; run `chmod 600 {token}`"
-    return True, f"cluster: {address}; token {'present' if token.is_file() else 'made at the first start'}"
+    return True, f"cluster: {address}; token {'present' if token.is_file() else 'made anew for each local run'}"
 
 
 def _tracking(home: Home) -> Finding:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from oakum.config import ConfigError
-from oakum.session import Home
+from oakum.session_home import Home
 from oakum.store import Manifest, Store
 
 

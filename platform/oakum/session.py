@@ -6,7 +6,6 @@ Ray or MLflow: the request's digest leads to the stored plan.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oakum.config import ConfigError, apply_overrides, read_yaml, validate
+from oakum.config import apply_overrides, read_yaml, validate
 from oakum.datasets.base import ensure_prepared
 from oakum.pipeline.collect import collect, skeleton, stage_refs
 from oakum.pipeline.fingerprint import package_digest
 from oakum.progress import Progress, code_facts
 from oakum.records import RunRecord, canonical_json, sha256_hex
+from oakum.session_home import Home
+from oakum.session_report import tracked_files, write_report
 from oakum.store import DamagedEntryError, Store
 from oakum.tracking import RunHeader, Tracker, TrackingStatus
 
@@ -29,44 +30,9 @@ if TYPE_CHECKING:
 
 
 STAGE_KINDS = frozenset({"train", "answers", "membership", "prior", "inversion", "judge"})
-_GANG_START_SECONDS = 25.0
 # How long a run waits for MLflow at its end, and when it was stopped; what is left is delivered by the next run.
 _DELIVERY_SECONDS = 60.0
 _STOP_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Home:
-    """Where everything of a user lies.
-
-    Attributes:
-        folder: `$OAKUM_HOME`, else a per-user data folder; never the current directory.
-        store_uri: `$OAKUM_STORE` (a folder or an s3:// or gs:// address), else `<folder>/store`.
-    """
-
-    folder: Path
-    store_uri: str
-
-    @classmethod
-    def of_environment(cls) -> Home:
-        """Return the home that the environment names; its folder is created for its owner alone (0700)."""
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        folder = Path(os.environ.get("OAKUM_HOME") or Path(data) / "oakum").expanduser().absolute()
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot create {folder}: {error.strerror}; set OAKUM_HOME to a folder that you may write"
-            ) from error
-        return cls(folder, os.environ.get("OAKUM_STORE") or str(folder / "store"))
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    def report(self, name: str) -> Path:
-        """Return the path of an experiment's HTML report."""
-        return self.folder / "reports" / name / "report.html"
 
 
 @dataclass(frozen=True)
@@ -239,7 +205,7 @@ def _execute(
     with clock.phase("report"):
         report = write_report(record, home, store)
     if tracker is not None and not failures and not skipped:
-        tracker.finish(record, _tracked_files(report))
+        tracker.finish(record, tracked_files(report))
     return RunResult(record, report, failures, skipped, ran=ran)
 
 
@@ -252,62 +218,9 @@ def _already_done(record: RunRecord, options: RunOptions, home: Home, store: Sto
     if options.track:
         tracker = Tracker(store, home.folder)
         tracker.open_run(RunHeader.of(record))
-        tracker.finish(record, _tracked_files(report))
+        tracker.finish(record, tracked_files(report))
         result.tracking = tracker.close()
     return result
-
-
-def write_report(record: RunRecord, home: Home, store: Store) -> Path:
-    """Write the HTML report and the figures, and return the report's path.
-
-    Raises:
-        DamagedEntryError: a payload is damaged; its entry was set aside, so that the next run computes it again.
-    """
-    from oakum.report import figures, html
-
-    out = home.report(record.name)
-    pictures = real_images(record, home)
-    try:
-        figures.write(record, store, out.parent / "figures", pictures, formats=("png",))
-        return html.write(record, store, out, pictures)
-    except DamagedEntryError as error:
-        store.set_aside(error.kind, error.key, str(error), attempt=error.attempt)
-        raise
-
-
-def real_images(record: RunRecord, home: Home, count: int = 4) -> dict[int, Any]:
-    """Return up to `count` training images of each of the target's classes; none of data that is not public.
-
-    The images are (n, C, H, W) float in [0, 1], by class index, from the first seed's training fold.
-    """
-    if record.data["public"] is not True or len(record.data["input_shape"]) != 3:
-        return {}
-    from oakum.pipeline.folds import LoadedFolds, Selection
-
-    config = record.config
-    folds = LoadedFolds(
-        Selection(
-            data=config["data"]["name"],
-            image_size=config["data"]["image_size"],
-            folds=config["folds"],
-            experiment_seed=config["experiment_seed"],
-            seed_index=0,
-        ),
-        home.data,
-    )
-    rows = folds.require("train")
-    index = folds.class_index(rows)
-    samples = folds.samples
-    return {
-        label: samples.x[rows[index == label][:count]] / samples.max_value
-        for label in range(len(folds.private_classes))
-    }
-
-
-def _tracked_files(report: Path | None) -> list[Path]:
-    if report is None:
-        return []
-    return [report, *sorted((report.parent / "figures").glob("*.png"))]
 
 
 @contextmanager
@@ -404,98 +317,3 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = time.monotonic() - started
-
-
-def check(options: RunOptions, home: Home) -> dict[str, Any]:
-    """Return what a run would do: the resolved experiment, its stages by kind, and what is stored.
-
-    Raises:
-        ConfigError: as `run` does.
-    """
-    from oakum.pipeline.executor import find_present
-
-    store = Store.open(home.store_uri)
-    data = read_request(options)
-    request_digest(data, options.file.name, home)
-    plan = make_plan(data, options.file.name, home, None)
-    stages = {stage.key: stage for stage in plan.stages()}
-    present = find_present(stages, store)
-    known = _mean_seconds(store, {stage.kind for stage in stages.values()})
-    kinds: dict[str, dict[str, Any]] = {}
-    for key, stage in stages.items():
-        row = kinds.setdefault(stage.kind, {"stages": 0, "stored": 0, "seconds": 0.0})
-        row["stages"] += 1
-        row["stored"] += key in present
-        if key not in present:
-            row["seconds"] = (
-                None if stage.kind not in known or row["seconds"] is None else row["seconds"] + known[stage.kind]
-            )
-    return {
-        "name": plan.experiment.file.name,
-        "experiment": plan.experiment.document(),
-        "cells": len(plan.cells),
-        "kinds": kinds,
-        "warnings": list(plan.warnings) + _gang_warnings(plan, known),
-        "plan_key": plan.plan_key,
-        "run_key": plan.run_key,
-    }
-
-
-def _mean_seconds(store: Store, kinds: set[str]) -> dict[str, float]:
-    """Return the mean seconds of stored stages by kind: the only basis that an estimate has."""
-    seconds: dict[str, list[float]] = {}
-    for entry in store.entries():
-        if entry.kind in kinds and "seconds" in entry.provenance:
-            seconds.setdefault(entry.kind, []).append(float(entry.provenance["seconds"]))
-    return {kind: sum(values) / len(values) for kind, values in seconds.items()}
-
-
-def _gang_warnings(plan: Plan, known: dict[str, float]) -> list[str]:
-    workers = plan.experiment.file.execution.workers
-    if workers > 1 and known.get("train", _GANG_START_SECONDS) < 10 * _GANG_START_SECONDS:
-        return [
-            f"execution.workers is {workers}: starting Ray Train takes about {_GANG_START_SECONDS:.0f} s for each "
-            "training, which pays only for trainings of several minutes"
-        ]
-    return []
-
-
-def describe_check(summary: dict[str, Any]) -> str:
-    """Return the text form of `check`'s result."""
-    import yaml
-
-    lines = [
-        f"{summary['name']}: {summary['cells']} cells",
-        "",
-        yaml.safe_dump(summary["experiment"], sort_keys=False).rstrip(),
-        "",
-    ]
-    lines.append(f"{'kind':<12}{'stages':>8}{'stored':>8}   estimate (CPU seconds to run)")
-    for kind, row in summary["kinds"].items():
-        estimate = "unknown: none stored yet" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        lines.append(f"{kind:<12}{row['stages']:>8}{row['stored']:>8}   {estimate}")
-    lines += [f"warning: {text}" for text in summary["warnings"]]
-    return "\n".join(lines) + "\n"
-
-
-def report_again(run: str, home: Home) -> tuple[RunRecord, Path]:
-    """Write a report again; `run` is an experiment's name (its latest plan) or the beginning of a plan key.
-
-    Raises:
-        ConfigError: no plan of that name or key.
-    """
-    store = Store.open(home.store_uri)
-    found = []
-    for name in store.list_documents("plans"):
-        document = store.get_document(name)
-        if document is not None and (document["name"] == run or name.removeprefix("plans/").startswith(run)):
-            found.append(collect(document["skeleton"], store))
-    if not found:
-        raise ConfigError(f"no plan is called {run!r} or has a key that begins so; run an experiment first")
-    record = max(found, key=lambda each: _latest(each, store))
-    return record, write_report(record, home, store)
-
-
-def _latest(record: RunRecord, store: Store) -> float:
-    manifests = [store.manifest(item.kind, item.key) for cell in record.cells for item in cell.stages.values()]
-    return max((manifest.created for manifest in manifests if manifest is not None), default=0.0)

@@ -31,12 +31,14 @@ class ClusterCapacity:
 
 
 def configure_environment() -> None:
-    """Set Ray's environment where the user did not. Ray reads it when it is imported: call this before.
+    """Set Ray's environment where the user did not. Ray reads some of it when it is imported: call this before.
 
-    Token authentication is on, Ray Train's controller looks at its workers five times a second (its default of two
-    seconds would hold up every report), and tasks without a GPU leave `CUDA_VISIBLE_DEVICES` as it is.
+    A token that is there is sent to the cluster that is joined, Ray Train's controller looks at its workers five times
+    a second (its default of two seconds would hold up every report), and tasks without a GPU leave
+    `CUDA_VISIBLE_DEVICES` as it is.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_ADDRESS") and (_names_token() or (Path.home() / ".ray" / "auth_token").is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -153,11 +155,15 @@ def _look(uri: str, name: str, mark: Path) -> tuple[bool, bool]:
 def _make_token() -> None:
     """Give a Ray of our own a token that only its processes know, where the user named none.
 
-    Ray would write one to `~/.ray/auth_token`, readable by all; that file is for clusters that others join.
+    Ray asks for a token unless `RAY_AUTH_MODE` is `disabled`, and would write a missing one to `~/.ray/auth_token`,
+    readable by all; that file is for clusters that others join.
     """
-    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if os.environ["RAY_AUTH_MODE"] == "token" and not named:
+    if not _names_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _names_token() -> bool:
+    return any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
 
 
 def _available_cpus() -> int:

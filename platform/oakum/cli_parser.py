@@ -1,0 +1,197 @@
+"""The parser of the command line: every command, option and help text."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from oakum import __version__
+
+METHOD_LISTS = {
+    "defenses": ["defenses"],
+    "attacks": ["attacks.membership", "attacks.inversion"],
+    "datasets": ["datasets"],
+    "models": ["models"],
+    "priors": ["priors"],
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="oakum",
+        description="Train privacy-defended models, attack them, and compare what leaks with what it costs.",
+        epilog="Start with: oakum run jobs/experiments/quickstart.yaml",
+    )
+    parser.add_argument("--version", action="version", version=f"oakum {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_run(commands)
+    _add_check(commands)
+    _add_list(commands)
+    _add_data(commands)
+    _add_report(commands)
+    _add_store(commands)
+    _add_small(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(
+        commands, "run", "run", "train, attack and compare: run an experiment (what is stored is not run again)"
+    )
+    _experiment_arguments(run)
+    run.add_argument(
+        "--executor",
+        choices=["ray", "serial"],
+        default="ray",
+        help="ray (default): in parallel; serial: in this process",
+    )
+    run.add_argument(
+        "--max-cpus",
+        type=_positive,
+        default=os.environ.get("OAKUM_MAX_CPUS"),
+        metavar="N",
+        help="CPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_CPUS, else what is there)",
+    )
+    run.add_argument(
+        "--max-gpus",
+        type=_positive,
+        default=os.environ.get("OAKUM_MAX_GPUS"),
+        metavar="N",
+        help="GPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_GPUS, else what is there)",
+    )
+    run.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="run only stages of this kind (train, prior, ...); may be repeated",
+    )
+    run.add_argument(
+        "--skip", action="append", default=[], metavar="KIND", help="do not run stages of this kind; may be repeated"
+    )
+    run.add_argument(
+        "--max-hours", type=_positive, metavar="H", help="start nothing more after this time; run again to go on"
+    )
+    run.add_argument(
+        "--checkpoint-seconds",
+        type=_not_negative,
+        default=20.0,
+        metavar="S",
+        help="keep unfinished training at most this often (default 20)",
+    )
+    run.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+    run.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
+
+
+def _add_check(commands: Any) -> None:
+    check = _command(
+        commands, "check", "check", "show what an experiment would do: resolved settings, stages, what is stored"
+    )
+    _experiment_arguments(check)
+    check.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _add_list(commands: Any) -> None:
+    listing = _command(commands, "list", "list", "show the installed defenses, attacks, data sets, models and priors")
+    listing.add_argument("what", nargs="?", choices=sorted(METHOD_LISTS), help="one kind (default: all)")
+    listing.add_argument("--json", action="store_true", help="print as JSON: name, kind, summary, source")
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="get and check data sets")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = _command(actions, "list", "data_list", "show data sets and whether they are prepared")
+    listing.add_argument("--json", action="store_true")
+    prepare = _command(actions, "prepare", "data_prepare", "get a data set, check it, and store it as Parquet")
+    prepare.add_argument("name")
+    prepare.add_argument("--source", type=Path, help="file or folder that you already have, in the official layout")
+    prepare.add_argument("--force", action="store_true", help="prepare again even if it is there")
+    verify = _command(actions, "verify", "data_verify", "read a prepared data set and check every checksum")
+    verify.add_argument("name")
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(commands, "report", "report", "write the HTML report again and print the table")
+    report.add_argument("run", help="experiment name, or the beginning of a plan key")
+    report.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
+
+
+def _add_store(commands: Any) -> None:
+    store = commands.add_parser("store", help="look into the store, check it, clean it")
+    actions = store.add_subparsers(required=True, metavar="ACTION")
+    listing = _command(actions, "ls", "store_ls", "list stored stages")
+    listing.add_argument("kind", nargs="?", help="only this kind (train, prior, membership, ...)")
+    listing.add_argument("--json", action="store_true")
+    show = _command(actions, "show", "store_show", "print one entry's manifest")
+    show.add_argument("key", help="key or its beginning")
+    verify = _command(actions, "verify", "store_verify", "check every stored byte against its checksum")
+    verify.add_argument("kind", nargs="?")
+    gc = _command(
+        actions, "gc", "store_gc", "remove what no plan, pin or registered model needs (shows only, unless --delete)"
+    )
+    gc.add_argument("--delete", action="store_true", help="really remove")
+    gc.add_argument(
+        "--min-age-hours", type=_not_negative, default=24.0, metavar="H", help="keep anything younger (default 24)"
+    )
+    gc.add_argument("--json", action="store_true")
+
+
+def _add_small(commands: Any) -> None:
+    why = _command(
+        commands, "why", "why", "say which part of a stage's key differs from its nearest relative in the store"
+    )
+    why.add_argument("key", help="key or its beginning, of a stored stage")
+    _command(commands, "doctor", "doctor", "check Python, Ray, store, MLflow, disk, threads and GPU")
+    _command(commands, "ui", "ui", "print the command that opens the MLflow UI, and run it").add_argument(
+        "--print", action="store_true", dest="print_only", help="only print it"
+    )
+    _command(commands, "sync", "sync", "deliver to MLflow what an earlier run could not")
+
+
+def _command(commands: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="experiment YAML")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="PATH=VALUE",
+        help="change one value (settings.relaxloss.alpha=0.5)",
+    )
+    parser.add_argument("--seeds", type=_seeds, metavar="N-M", help="seeds to run: 0-4 or 0,3,7")
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write 0-4 or 0,3,7") from error
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"{text!r} names no seed")
+    return seeds
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
