@@ -3,6 +3,9 @@ BIN := .venv/bin
 PYTHON_FILES := platform tests jobs benchmarks
 export OAKUM_HOME ?= $(CURDIR)/runs
 
+# Imports of torch and Ray take several times as long without bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup run test test-all lint format types ui lock clean docs
 
 help: ## Show this list
