@@ -76,10 +76,23 @@ def _import_everything(_: int) -> int:
     return len(oakum.pipeline.training.__name__)
 
 
-def run_oakum(file: Path, home: Path, tasks: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
+def run_oakum(
+    file: Path, seeds: int, home: Path, tasks: list[dict[str, Any]]
+) -> tuple[dict[str, float], dict[str, str]]:
     """Return (seconds by phase, key -> digest) of `oakum run --only train` in a fresh home."""
     environment = {**os.environ, "OAKUM_HOME": str(home)}
-    command = [sys.executable, "-m", "oakum", "run", str(file), "--only", "train", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "oakum",
+        "run",
+        str(file),
+        "--seeds",
+        f"0-{seeds - 1}",
+        "--only",
+        "train",
+        "--json",
+    ]
     started = time.monotonic()
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     wall = time.monotonic() - started
@@ -93,9 +106,9 @@ def run_oakum(file: Path, home: Path, tasks: list[dict[str, Any]]) -> tuple[dict
     return {"stages": stages, "before_and_after": wall - stages}, digests
 
 
-def plan_tasks(file: Path, home: Home) -> list[dict[str, Any]]:
+def plan_tasks(file: Path, seeds: int, home: Home) -> list[dict[str, Any]]:
     """Return the trainings of an experiment as plain data."""
-    request = read_request(RunOptions(file=file))
+    request = read_request(RunOptions(file=file, seeds=list(range(seeds))))
     ensure_prepared(request["data"]["name"], home.data)
     plan = make_plan(request, file.name, home, None)
     tasks = [stage.task() for stage in plan.stages() if stage.kind == "train"]
@@ -115,21 +128,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: how long the experiment is")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rounds = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
             home = Home(Path(folder), f"{folder}/store")
-            tasks = plan_tasks(options.file, home)
+            tasks = plan_tasks(options.file, options.seeds, home)
             plain, expected = run_plain(tasks)
-            phases, found = run_oakum(options.file, Path(folder), tasks)
+            phases, found = run_oakum(options.file, options.seeds, Path(folder), tasks)
         assert expected == found, "oakum's weights differ from the plain loop's"
         rounds.append({"plain_seconds": plain, **phases, "ratio": phases["stages"] / plain})
         print(json.dumps(rounds[-1]), flush=True)
     card = {
         "benchmark": "overhead",
         "experiment": options.file.name,
+        "seeds": options.seeds,
         "trainings": len(tasks),
         "processes": WORKERS,
         "median_ratio": statistics.median(each["ratio"] for each in rounds),
