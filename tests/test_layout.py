@@ -36,9 +36,11 @@ MAY_IMPORT = {
     "catalog": FOUNDATION,
     "progress": METHODS | {"pipeline", "tracking"},
     "session": METHODS | {"pipeline", "tracking", "report", "distributed", "progress"},
+    "audit": METHODS,
     "inspection": FOUNDATION | {"session"},
     "doctor": FOUNDATION | {"session", "tracking"},
-    "cli": FOUNDATION | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog", "cli"},
+    "cli": FOUNDATION
+    | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog", "audit", "cli"},
     "main": {"cli"},
 }
 LIGHT = [

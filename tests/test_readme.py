@@ -36,21 +36,20 @@ def test_the_example_experiment_is_valid() -> None:
 @pytest.fixture
 def example_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     (code,) = blocks("python")
-    (tmp_path / "confidence_penalty.py").write_text(code)
+    (tmp_path / "logit_squeezing.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("confidence_penalty")
-    del sys.modules["confidence_penalty"]
+    yield importlib.import_module("logit_squeezing")
+    del sys.modules["logit_squeezing"]
 
 
 def test_the_example_defense_computes_what_it_says(example_defense: ModuleType) -> None:
     model = torch.nn.Linear(3, 4)
     state = TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), num_classes=4, seed=0)
     batch = Batch(x=torch.rand(5, 3), y=torch.tensor([0, 1, 2, 3, 0]), index=torch.arange(5))
-    p = model(batch.x).softmax(dim=1)
-    entropy = torch.distributions.Categorical(probs=p).entropy()
+    logits = model(batch.x)
     for beta in (0.0, 0.5):
-        defense = example_defense.ConfidencePenalty(example_defense.ConfidencePenalty.Config(beta=beta))
-        expected = F.cross_entropy(model(batch.x), batch.y) - beta * entropy.mean()
+        defense = example_defense.LogitSqueezing(example_defense.LogitSqueezing.Config(beta=beta))
+        expected = F.cross_entropy(logits, batch.y) + beta * sum(z.detach() @ z.detach() for z in logits) / len(logits)
         torch.testing.assert_close(defense.loss(state, batch), expected)
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -81,9 +82,10 @@ def _run(options: argparse.Namespace) -> int:
     from oakum.report import terminal
 
     home = Home.of_environment()
-    unknown = sorted({*options.only, *options.skip} - session.STAGE_KINDS)
+    unknown = sorted({*options.only, *options.skip} - session.STAGE_KINDS - session.STAGE_PARTS)
     if unknown:
-        raise ConfigError(f"unknown stage kind {unknown[0]!r}; kinds: {', '.join(sorted(session.STAGE_KINDS))}")
+        parts, kinds = (", ".join(sorted(names)) for names in (session.STAGE_PARTS, session.STAGE_KINDS))
+        raise ConfigError(f"unknown stage {unknown[0]!r}; parts: {parts}; kinds: {kinds}")
     result = session.run(
         session.RunOptions(
             file=options.file,
@@ -243,6 +245,48 @@ def _data_verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from oakum.audit import run_audit
+    from oakum.audit_inputs import AuditRequest, ModelFiles
+    from oakum.audit_text import conclusions, describe
+
+    shadow = [options.shadow_weights, options.shadow_members, options.shadow_nonmembers]
+    if any(shadow) and not all(shadow):
+        raise ConfigError("a shadow model needs all of --shadow-weights, --shadow-members and --shadow-nonmembers")
+    request = AuditRequest(
+        model=options.model,
+        num_classes=options.num_classes,
+        target=ModelFiles(options.weights, options.members, options.nonmembers),
+        shadow=ModelFiles(*shadow) if all(shadow) else None,
+        model_options=tuple(options.model_option),
+        norm=options.norm,
+        attacks=tuple(options.attacks),
+        gradient_points=options.gradient_points,
+        seed=options.seed,
+    )
+    found = run_audit(request, progress=lambda text: _show(f"oakum: {text}"))
+    data = found.to_json() | {"conclusions": conclusions(found)}
+    if options.output is not None:
+        _write_audit(options.output, data)
+    if options.json:
+        _print_json(data)
+    else:
+        sys.stdout.write(describe(found))
+    return 0
+
+
+def _show(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _write_audit(folder: Path, data: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "audit.json").write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot write there: {error.strerror or error}") from error
+
+
 def _report(options: argparse.Namespace) -> int:
     from oakum.report import terminal
     from oakum.session_report import report_again
@@ -324,6 +368,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data_list": _data_list,
     "data_prepare": _data_prepare,
     "data_verify": _data_verify,
+    "audit": _audit,
     "report": _report,
     "store_ls": _store_ls,
     "store_show": _store_show,

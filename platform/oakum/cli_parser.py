@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_data(commands)
+    _add_audit(commands)
     _add_report(commands)
     _add_store(commands)
     _add_small(commands)
@@ -66,11 +67,11 @@ def _add_run(commands: Any) -> None:
         "--only",
         action="append",
         default=[],
-        metavar="KIND",
-        help="run only stages of this kind (train, prior, ...); may be repeated",
+        metavar="STAGES",
+        help="run only this part (target, shadow, attack, evaluation, prior) or kind (train, ...); may be repeated",
     )
     run.add_argument(
-        "--skip", action="append", default=[], metavar="KIND", help="do not run stages of this kind; may be repeated"
+        "--skip", action="append", default=[], metavar="STAGES", help="do not run this part or kind; may be repeated"
     )
     run.add_argument(
         "--max-hours", type=_positive, metavar="H", help="start nothing more after this time; run again to go on"
@@ -111,6 +112,64 @@ def _add_data(commands: Any) -> None:
     prepare.add_argument("--force", action="store_true", help="prepare again even if it is there")
     verify = _command(actions, "verify", "data_verify", "read a prepared data set and check every checksum")
     verify.add_argument("name")
+
+
+def _add_audit(commands: Any) -> None:
+    audit = _command(
+        commands, "audit", "audit", "attack a model that you already have: can its training samples be recognized?"
+    )
+    audit.add_argument("--model", required=True, metavar="NAME", help="its architecture (`oakum list models`)")
+    audit.add_argument(
+        "--model-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the architecture (width=8, mean=[0.5]); may be repeated",
+    )
+    audit.add_argument(
+        "--norm",
+        choices=["model", "group"],
+        default="model",
+        help="group: batch normalization was replaced by group normalization",
+    )
+    audit.add_argument("--num-classes", type=_whole, required=True, metavar="K", help="its number of classes")
+    audit.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="its state dict: .safetensors, or saved by torch"
+    )
+    audit.add_argument(
+        "--members",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz with x and y: a random sample of what it was trained on",
+    )
+    audit.add_argument(
+        "--nonmembers",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz with x and y of the same distribution that it has never seen",
+    )
+    for name in ("weights", "members", "nonmembers"):
+        audit.add_argument(
+            f"--shadow-{name}", type=Path, metavar="FILE", help=f"{name} of a shadow model, trained alike on other data"
+        )
+    audit.add_argument(
+        "--attacks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="(default: all of `oakum list attacks` that these files allow)",
+    )
+    audit.add_argument(
+        "--gradient-points",
+        type=_whole,
+        metavar="N",
+        help="attacks on gradients take the first N samples of each file (default: all)",
+    )
+    audit.add_argument("--seed", type=int, default=0, metavar="N", help="of the attacks and intervals (default 0)")
+    audit.add_argument("--output", type=Path, metavar="FOLDER", help="write audit.json there")
+    audit.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
 
 
 def _add_report(commands: Any) -> None:
@@ -188,6 +247,12 @@ def _positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number of at least 1")
+    return int(text)
 
 
 def _not_negative(text: str) -> float:

@@ -77,6 +77,12 @@ def contract(tmp_path_factory: pytest.TempPathFactory, finished: Any, prepared_d
     data = yaml.safe_load(finished.file.read_text())
     data |= {"name": "contract", "settings": {name: example(name) for name in NAMES}}
     data["recipe"]["epochs"] = 2
+    data["folds"]["rules"][0]["take"] |= {
+        "shadow_train": 80,
+        "shadow_test": 80,
+        "reference": 80,
+        "shadow_reference": 80,
+    }
     file = folder / "contract.yaml"
     file.write_text(yaml.safe_dump(data))
     home = Home(folder, str(folder / "store"))
@@ -93,12 +99,12 @@ def test_it_trains_and_keeps_what_is_documented(contract: Contract, name: str, t
     weights = load(contract.read(name, f"target.{target}", "model.safetensors"))
     assert weights and all(torch.isfinite(value).all() for value in weights.values())
     history = json.loads(contract.read(name, f"target.{target}", "history.json"))["epochs"]
-    assert [row["epoch"] for row in history] == [0, 1]
+    assert [row["epoch"] for row in history] == list(range(len(history))) and 1 <= len(history) <= 2
     assert all(row.keys() >= {"train/loss", "train/accuracy", "val/accuracy", "seconds", "finished"} for row in history)
     config = json.loads(contract.read(name, f"target.{target}", "config.json"))
     assert config == manifest.key_document["config"] and config["defense"]["name"] == name
-    assert manifest.summary["metrics"].keys() == {"train_accuracy", "train_loss", "val_accuracy"}
-    assert manifest.provenance["inputs"] == {}
+    assert manifest.summary["metrics"].keys() >= {"train_accuracy", "train_loss", "val_accuracy"}
+    assert all(each["kind"] == "train" for each in manifest.provenance["inputs"].values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,9 +124,9 @@ def test_it_releases_a_model_that_answers(contract: Contract, name: str) -> None
 def test_what_it_releases_is_deterministic_and_on_gradients_way(contract: Contract, name: str) -> None:
     manifest = contract.stage(name, "target.clean")
     config = manifest.key_document["config"]
-    module = context.build_model(config)
+    module = context.build_network(config)
     module.load_state_dict(load(contract.read(name, "target.clean", "model.safetensors")))
-    released = context.build_defense(config["defense"]).release(module).eval()
+    released = context.build_defense(config["defense"]).release(module, 3).eval()
     x = torch.rand(4, 1, 8, 8, requires_grad=True)
     logits = released(x)
     assert torch.equal(logits, released(x)) and logits.shape == (4, CLASSES)
@@ -143,6 +149,25 @@ def test_membership_attacks_run(contract: Contract, name: str, target: str, memb
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shadow", ["matched", "vanilla"])
+def test_its_shadow_is_trained_alike_on_folds_of_the_adversary(contract: Contract, name: str, shadow: str) -> None:
+    target, own = (contract.stage(name, role).key_document for role in ("target.clean", f"shadow.{shadow}"))
+    if shadow == "matched":
+        assert own["config"]["defense"] == target["config"]["defense"]
+    else:
+        assert own["config"]["defense"]["name"] == "none"
+    assert own["config"]["recipe"] == target["config"]["recipe"] and own["config"]["seed"] != target["config"]["seed"]
+    roles = [role for role in contract.cells[name].stages if role.startswith("shadow")]
+    read = {fold for role in roles for fold in contract.stage(name, role).key_document["folds"]}
+    assert read <= {"shadow_train", "shadow_test", "shadow_reference"}
+    values = contract.cells[name].metrics
+    suffix = ".vanilla_shadow" if shadow == "vanilla" else ""
+    for attack in ("loss", "entropy"):
+        for metric in ("balanced_accuracy", "balanced_accuracy_per_class"):
+            assert 0 <= values[f"membership/{attack}/{metric}{suffix}"].value <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_inversion_attacks_run_and_are_judged(contract: Contract, name: str) -> None:
     assert contract.stage(name, "inversion.clean.gmi").files.keys() == {"reconstructions.safetensors"}
     tensors = load(contract.read(name, "inversion.clean.gmi", "reconstructions.safetensors"))
@@ -162,8 +187,13 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bytes(
 ) -> None:
     data = yaml.safe_load(contract.file.read_text())
     plan = make_plan(data, "contract.yaml", contract.home, None)
-    stage = next(cell for cell in plan.cells if cell.setting == name).stages["target.canary"]
+    stages = next(cell for cell in plan.cells if cell.setting == name).stages
+    role = "training.canary" if "training.canary" in stages else "target.canary"
+    stage = stages[role]
     settings = WorkerSettings(str(tmp_path / "store"), contract.home.data, checkpoint_seconds=0.0)
+    for each in stage.inputs.values():
+        run_stage(each.task(), settings)
+    before = Store.open(settings.store_uri).published("train")
 
     class StoppedError(Exception):
         pass
@@ -177,11 +207,11 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bytes(
         with pytest.raises(StoppedError):
             run_stage(stage.task(), settings)
     store = Store.open(settings.store_uri)
-    assert store.work(stage.key).latest() is not None and store.published("train") == set()
+    assert store.work(stage.key).latest() is not None and store.published("train") == before
     run_stage(stage.task(), settings)
     manifest = store.manifest("train", stage.key)
     assert manifest is not None and store.work(stage.key).latest() is None
-    assert manifest.files["model.safetensors"] == contract.stage(name, "target.canary").files["model.safetensors"]
+    assert manifest.files["model.safetensors"] == contract.stage(name, role).files["model.safetensors"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,8 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from oakum.defenses.advreg import AdvReg
 from oakum.defenses.base import Defense
 from oakum.defenses.bido import BiDO
+from oakum.defenses.confidence_penalty import ConfidencePenalty
+from oakum.defenses.dropout import Dropout
+from oakum.defenses.label_smoothing import LabelSmoothing
 from oakum.defenses.relaxloss import RelaxLoss
 from oakum.models.base import InputShape
 from oakum.models.mlp import MLP
@@ -38,7 +42,13 @@ def defenses(mean: float) -> dict[str, tuple[Defense, int]]:
         f"bido/{measure}": (BiDO(BiDO.Config(lambda_x=0.1, lambda_y=0.5, measure=measure)), 0)
         for measure in ("hsic", "coco")
     }
-    return {"none": (Defense(Defense.Config()), 0), **relaxed, **dependent}
+    apart = {
+        "confidence_penalty": (ConfidencePenalty(ConfidencePenalty.Config(alpha=1.0)), 0),
+        "label_smoothing": (LabelSmoothing(LabelSmoothing.Config(epsilon=-0.1)), 0),
+        "dropout": (Dropout(Dropout.Config()), 0),
+        "advreg": (AdvReg(AdvReg.Config(warmup_epochs=0)), 0),
+    }
+    return {"none": (Defense(Defense.Config()), 0), **relaxed, **dependent, **apart}
 
 
 def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
@@ -50,9 +60,12 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
     result = {}
     for name, (defense, epoch) in defenses(F.cross_entropy(model(x), y).item()).items():
         model.zero_grad()
+        model.head_dropout.rate = 0.0
+        defense.build(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         collective = Collective(rank, world)
         state = TrainState(model, optimizer, num_classes=CLASSES, seed=0, collective=collective, epoch=epoch)
+        state = defense.prepare(state)
         index = torch.arange(ROWS)[rank::world]
         defense.loss(state, Batch(x[index], y[index], index)).backward()
         flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
 from oakum import registry
-from oakum.models.base import InputShape
+from oakum.models.base import Classifier, InputShape, count_parameters
 
 # Name in the file -> kind and name of the method that builds it; the released classifiers that are not listed
 # have no counterpart here.
@@ -109,22 +113,58 @@ def check_wgan(case) -> None:
     assert_allclose(-critic(fake).mean().item(), case.at("g_loss"), rtol=1e-3, atol=1e-5)
 
 
+# Keyword arguments of the released code -> fields of ours.
+FIELDS = {"depth": "depth", "widen_factor": "widen"}
+FEATURES = {"Purchase": 600, "Texas": 6169}
+
+
+def membership_model(name: str, num_classes: int, kwargs: dict) -> Classifier:
+    """Return our counterpart of a network of the RelaxLoss code, such as `vgg11_bn`."""
+    options = {FIELDS[key]: value for key, value in kwargs.items()}
+    if found := re.fullmatch(r"vgg(\d+)(_bn)?", name):
+        name, options = "vgg", {"depth": int(found[1]), "batch_norm": bool(found[2])}
+    dims = (FEATURES[name],) if name in FEATURES else (3, 32, 32)
+    cls = registry.load("models", "mlp" if name in FEATURES else name)
+    return cls(cls.Config(**options), InputShape(dims), num_classes)
+
+
 @torch.no_grad()
-def check_mlp(case) -> None:
-    expected = case.at("eval_logits")
-    features = {"Purchase": 600, "Texas": 6169}[case.groups["net"]]
-    mlp = require("models", "mlp", "mlp")
-    module = mlp(mlp.Config(), InputShape((features,)), expected.shape[1]).double().eval()
-    for k, weight in enumerate(module.parameters()):
+def fill_parameters(module: nn.Module) -> None:
+    """Fill the parameters by the rule of the membership vectors' README, in registration order."""
+    for k, (name, weight) in enumerate(module.named_parameters()):
         index = torch.arange(weight.numel(), dtype=torch.float64)
         if weight.dim() > 1:
             values = torch.sin(0.7 * index + k) * math.sqrt(2 / weight[0].numel())
+        elif name.endswith("weight"):
+            values = 1 + 0.1 * torch.cos(index + k)
         else:
             values = 0.05 * torch.sin(2 * index + k)
         weight.copy_(values.view(weight.shape))
+
+
+@torch.no_grad()
+def check_mlp(case) -> None:
+    expected = case.at("eval_logits")
+    module = membership_model(case.groups["net"], expected.shape[1], {}).double().eval()
+    fill_parameters(module)
+    (features,) = module.input_shape.dims
     index = torch.arange(len(expected) * features, dtype=torch.float64)
     x = (torch.sin(float(case.at("x_freq")) * index) > 0.2).double().view(len(expected), features)
     assert_allclose(module(x), expected, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def check_cnn(case) -> None:
+    name, classes = case.groups["net"], int(case.groups["classes"])
+    module = membership_model(name, classes, {}).double()
+    ours = [(key.rsplit(".", 1)[-1], list(value.shape)) for key, value in module.named_parameters()]
+    suffixes = [str(key).rsplit(".", 1)[-1] for key in case.at("param_names")]
+    assert ours == list(zip(suffixes, json.loads(str(case.at("param_shapes"))), strict=True))
+    fill_parameters(module)
+    frequency = float(case["networks/forward/x_freq"])
+    x = torch.sin(frequency * torch.arange(2 * 3 * 32 * 32, dtype=torch.float64)).view(2, 3, 32, 32)
+    for mode in ("eval", "train"):
+        assert_allclose(module.train(mode == "train")(x), case.at(f"{mode}_logits"), rtol=1e-9)
 
 
 SCHEDULES = {"cifar_lr": (150, 225), "nonimage_lr": (50, 100)}
@@ -147,9 +187,11 @@ def check_schedule(case) -> None:
     assert_allclose(rates, expected, rtol=1e-9)
 
 
-OWNS = r"forward/|wgan_|nets_json|networks/forward/(Purchase|Texas)/|schedule/"
+OWNS = r"forward/|wgan_|nets_json|networks/|schedule/"
 RULES = [
     (r"(?P<case>networks/forward/(?P<net>Purchase|Texas))/.*", check_mlp),
+    (r"(?P<case>networks/forward/(?P<net>[a-z0-9_]+)_(?P<classes>\d+))/.*", check_cnn),
+    (r"networks/(forward/x_freq|table)", None),
     (r"(?P<case>schedule/(?P<of>cifar_lr|nonimage_lr))", check_schedule),
     (r"nets_json", None),
     (r"(?P<case>forward/(?P<net>[^/]+))/.*", check_forward),
@@ -159,3 +201,23 @@ RULES = [
 
 def test_vectors(golden_case) -> None:
     golden_case.check(golden_case)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each row of `networks/table` in the folder that conftest.py names."""
+    if "network" in metafunc.fixturenames:
+        folder = Path(os.environ.get("OAKUM_GOLDEN") or Path(__file__).parent / "data")
+        files = [np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npz"))]
+        rows = [row for file in files if "networks/table" in file for row in json.loads(str(file["networks/table"]))]
+        metafunc.parametrize("network", rows, ids=[f"{row['name']}-{row['num_classes']}" for row in rows])
+
+
+def test_sizes_of_the_table(network: dict) -> None:
+    """Counts and the output's shape, on the meta device: nothing is computed. `droprate_ok` is the released code's."""
+    with torch.device("meta"):
+        model = membership_model(network["name"], network["num_classes"], network.get("kwargs", {}))
+        output = model(torch.empty(2, *model.input_shape.dims))
+    assert count_parameters(model) == network["params"]
+    stored = sum(value.numel() for value in model.state_dict().values())
+    assert stored - count_parameters(model) == network.get("buffers", 0)
+    assert list(output.shape) == network["out"]

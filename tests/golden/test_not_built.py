@@ -10,21 +10,15 @@ def skip(case) -> None:
 
 
 _CHECKED_ELSEWHERE = (
-    r"relaxloss/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/(?!accuracy)"
-    r"|dep\d+/|bido\d+/|gmi/|eval/|forward/|wgan_|nets_json|networks/forward/(Purchase|Texas)/|schedule/"
+    r"relaxloss/|losses/|advreg/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/(?!accuracy)"
+    r"|dep\d+/|bido\d+/|gmi/|eval/|forward/|wgan_|nets_json|networks/|schedule/"
 )
 OWNS = rf"(?!{_CHECKED_ELSEWHERE})"
 RULES = [
-    (r"losses/B\d+C\d+/(logits|y|teacher_logits)", None),
-    (r"losses/[^/]+/(?P<case>[a-z]+_[a-z]+)/.*", skip),
-    (r"(?P<case>advreg/[^/]+)/.*", skip),
     (r"(?P<case>metrics_binary/accuracy_percent)", skip),
     (r"(?P<case>gradnorm)/.*", skip),
     (r"(?P<case>normmetrics)/.*", skip),
     (r"(?P<case>nnattack)/.*", skip),
-    (r"networks/forward/x_freq", None),
-    (r"networks/(?P<case>table)", skip),
-    (r"networks/forward/(?P<case>[^/]+)/.*", skip),
     (r"partition/seed", None),
     (r"(?P<case>partition/[^/]+)/.*", skip),
     (r"(?P<case>vib)/.*", skip),

@@ -20,7 +20,7 @@ def problem(data: dict[str, Any]) -> str:
 def test_methods_are_loaded_with_their_defaults(tiny: dict[str, Any]) -> None:
     experiment = resolve_experiment(tiny, "tiny.yaml")
     document = experiment.document()
-    assert document["settings"]["none"] == {"name": "none"}
+    assert document["settings"]["none"] == {"name": "none", "norm": "model"}
     assert document["settings"]["relaxloss"]["variant"] == "paper"
     assert document["attacks"]["membership"] == [{"name": "loss"}, {"name": "entropy"}]
     assert document["model"].items() >= {"name": "small_cnn", "width": 4}.items()

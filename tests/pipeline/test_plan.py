@@ -128,11 +128,12 @@ def test_a_stable_method_puts_its_version_into_the_key(
 ) -> None:
     loss = registry.load("attacks.membership", "loss")
     before = plan().cells[0].stages["membership.clean.loss"]
-    monkeypatch.setattr(loss, "version", 1, raising=False)
+    for other in (registry.load("defenses", "none"), registry.load("models", "small_cnn"), loss):
+        monkeypatch.setattr(other, "version", 1)
     first = plan().cells[0].stages["membership.clean.loss"]
     monkeypatch.setattr(loss, "version", 2)
     second = plan().cells[0].stages["membership.clean.loss"]
-    assert (first.fingerprint, second.fingerprint) == ("version:1", "version:2")
+    assert (first.fingerprint, second.fingerprint) == ("version:1,1,1", "version:2,1,1")
     assert len({before.key, first.key, second.key}) == 3
 
 

@@ -13,7 +13,15 @@ from oakum.models.base import InputShape
 from oakum.models.strided_cnn import StridedCNN
 from oakum.training.checkpoint import load_parts, save_parts
 from oakum.training.collective import Collective
-from oakum.training.loop import BestState, LabeledData, NoCheckpoints, TrainingDivergedError, TrainingLoop, evaluate
+from oakum.training.loop import (
+    BestState,
+    LabeledData,
+    NoCheckpoints,
+    Snapshots,
+    TrainingDivergedError,
+    TrainingLoop,
+    evaluate,
+)
 from oakum.training.optimizers import build_optimizer, build_scheduler
 from oakum.training.recipe import Recipe
 from oakum.training.state import Batch, TrainState
@@ -214,7 +222,8 @@ def test_a_loss_that_is_not_finite_names_its_epoch(bad: float, tmp_path: Path) -
     with pytest.raises(TrainingDivergedError, match="epoch 2"):
         loop.run(state(recipe()), loss)
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["1", "2"]
-    assert load_parts(tmp_path / "work" / "2", {**loop.parts(running := state(recipe())), "best": BestState()})
+    parts = {**loop.parts(running := state(recipe())), "best": BestState(), "snapshots": Snapshots({})}
+    assert load_parts(tmp_path / "work" / "2", parts)
     assert all(torch.isfinite(value).all() for value in running.model.state_dict().values())
 
 

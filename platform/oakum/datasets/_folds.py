@@ -2,7 +2,8 @@
 
 An experiment lists rules. A rule says which rows it draws from and how many of them each fold takes; a row belongs to
 the first rule that it matches. The folds in `SHARED` are drawn first and from the experiment seed alone, so they are
-equal for every seed index; all others are drawn from what is left, with the seed index.
+equal for every seed index; all others are drawn from what is left, with the seed index. Instead of rules an experiment
+can ask for the split of a paper's released code.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from oakum.config import ConfigError, FrozenConfig
+from oakum.datasets._released_splits import CIFAR_ROWS, CIFAR_TRAIN_ROWS, relaxloss_cifar
 from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed, numpy_generator
 
 SHARED = ("evaluation", "public")
-PRIVATE = ("train", "val", "test", "canary", "shadow_train", "shadow_test", "reference", "shadow_reference")
+PRIVATE = (
+    *("train", "val", "test", "canary"),
+    *("shadow_train", "shadow_test", "reference", "shadow_reference", "shadow_val"),
+)
 
 Rows = NDArray[np.int64]
 Folds = dict[str, Rows]
 _PositiveInt = Annotated[int, Field(ge=1)]
+_RELEASED_VAL = 2_000
 
 
 class FoldSelection(FrozenConfig):
@@ -72,22 +78,43 @@ class FoldRule(FrozenConfig):
         return self
 
 
-class FoldsConfig(FrozenConfig):
-    """All rules of an experiment.
+class ReleasedSplit(FrozenConfig):
+    """The split of a paper's released code, for data in the official row order.
+
+    `relaxloss`: CIFAR-10 and CIFAR-100, 12,000 rows each for train, test, shadow_train and shadow_test, exactly the
+    released ones. The 12,000 rows of its reference fold are cut into val (2,000), reference and shadow_reference
+    (5,000 each), because no fold may serve two sides. Seed index i replays the code under seed + i.
 
     Attributes:
+        seed: the released code's run seed.
+    """
+
+    of: Literal["relaxloss"]
+    seed: int = Field(default=1000, ge=0, lt=2**31)
+
+
+class FoldsConfig(FrozenConfig):
+    """All rules of an experiment, or a released split.
+
+    Attributes:
+        released: gives every fold; leaves no rows to rules.
         private_classes: the target's classes; None: every class that a rule with a private fold draws from.
     """
 
-    rules: tuple[FoldRule, ...]
+    released: ReleasedSplit | None = None
+    rules: tuple[FoldRule, ...] = ()
     private_classes: tuple[int, ...] | None = None
 
     # Not `min_length`: pydantic counts valid items only, so a misspelt key would also be reported as "too few".
     @field_validator("rules")
     @classmethod
-    def _check_rules(cls, rules: tuple[FoldRule, ...]) -> tuple[FoldRule, ...]:
-        if not rules:
+    def _check_rules(cls, rules: tuple[FoldRule, ...], info: ValidationInfo) -> tuple[FoldRule, ...]:
+        if "released" not in info.data:
+            return rules
+        if info.data["released"] is None and not rules:
             raise ValueError("at least one rule is needed")
+        if info.data["released"] is not None and rules:
+            raise ValueError("`released` gives every fold; leave out one of the two")
         return rules
 
 
@@ -102,7 +129,7 @@ def draw_folds(
     """Return fold -> row ids (int64, in drawn order, hence shuffled). Equal arguments give equal folds.
 
     Every fold is stratified by class: class counts are proportional to what is left of the rule's rows, rounded by
-    largest remainder (ties: lower class id first).
+    largest remainder (ties: lower class id first). A released split is not stratified.
 
     Args:
         labels: (N,) class ids.
@@ -110,9 +137,11 @@ def draw_folds(
         identities: (N,) ids of persons, or None.
 
     Raises:
-        ConfigError: a rule matches no row or asks for more than it has, or a person is in `public` and in a private
-            fold.
+        ConfigError: a rule matches no row or asks for more than it has, a person is in `public` and in a private
+            fold, or the released split is of other data.
     """
+    if config.released is not None:
+        return _released_folds(config.released, labels, parts, seed_index)
     pools = _pools(config, labels, parts, identities)
     shared = numpy_generator(derive_seed(experiment_seed, "folds/shared"))
     private = numpy_generator(derive_seed(experiment_seed, "folds/private", seed_index))
@@ -138,13 +167,16 @@ def private_classes(
     Raises:
         ConfigError: no rule fills a private fold, or one draws from classes that `private_classes` does not list.
     """
-    pools = _pools(config, labels, parts, identities)
-    private = [
-        pool for rule, pool in zip(config.rules, pools, strict=True) if any(fold in PRIVATE for fold in rule.take)
-    ]
-    if not private:
-        raise ConfigError(f"data.folds.rules: no rule fills a private fold ({', '.join(PRIVATE)})")
-    found = {int(label) for label in np.unique(labels[np.concatenate(private)])}
+    if config.released is not None:
+        found = {int(label) for label in np.unique(labels)}
+    else:
+        pools = _pools(config, labels, parts, identities)
+        private = [
+            pool for rule, pool in zip(config.rules, pools, strict=True) if any(fold in PRIVATE for fold in rule.take)
+        ]
+        if not private:
+            raise ConfigError(f"data.folds.rules: no rule fills a private fold ({', '.join(PRIVATE)})")
+        found = {int(label) for label in np.unique(labels[np.concatenate(private)])}
     if config.private_classes is None:
         return tuple(sorted(found))
     extra = sorted(found - set(config.private_classes))
@@ -164,6 +196,19 @@ def fold_digest(data_digest: str, image_size: int | None, rows: Rows) -> str:
     """Return the SHA-256 of a fold's content: the data set's digest, the loaded size, and its rows in order."""
     ids = sha256_hex(np.ascontiguousarray(rows, dtype="<i8").tobytes())
     return sha256_hex(canonical_json({"data": data_digest, "image_size": image_size, "rows": ids}))
+
+
+def _released_folds(split: ReleasedSplit, labels: Rows, parts: NDArray[np.str_] | None, seed_index: int) -> Folds:
+    official_parts = np.repeat(["train", "test"], [CIFAR_TRAIN_ROWS, CIFAR_ROWS - CIFAR_TRAIN_ROWS])
+    if len(labels) != CIFAR_ROWS or parts is None or (parts != official_parts).any():
+        raise ConfigError(
+            f"data.folds.released: {split.of} has a released split of cifar10 and cifar100 only; use `rules`"
+        )
+    folds = relaxloss_cifar(CIFAR_ROWS, split.seed + seed_index)
+    reserve = folds.pop("reference")
+    val, rest = reserve[:_RELEASED_VAL], reserve[_RELEASED_VAL:]
+    half = len(rest) // 2
+    return {**folds, "val": val, "reference": rest[:half], "shadow_reference": rest[half:]}
 
 
 def _pools(config: FoldsConfig, labels: Rows, parts: NDArray[np.str_] | None, identities: Rows | None) -> list[Rows]:

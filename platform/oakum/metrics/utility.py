@@ -29,6 +29,28 @@ def accuracy(predicted: ArrayLike, y: ArrayLike, level: float = 0.95) -> MetricV
     return MetricValue(right / len(labels), low, high, wants="high")
 
 
+def top_accuracy(log_probabilities: ArrayLike, y: ArrayLike, k: int, level: float = 0.95) -> MetricValue:
+    """Return the share of samples whose label is among the k largest scores (N, K); ties count against the model."""
+    scores, labels = np.asarray(log_probabilities), np.asarray(y)
+    own = scores[np.arange(len(labels)), labels][:, None]
+    better = (scores >= own).sum(axis=1) - 1
+    return accuracy((better < k).astype(int), np.ones(len(labels), dtype=int), level)
+
+
+def loss_spread(log_probabilities: ArrayLike, y: ArrayLike) -> dict[str, MetricValue]:
+    """Return `loss_mean` and `loss_variance` (over samples, ddof 0) of the cross-entropy in nats.
+
+    A small variance over members is what separates them (Chen et al. 2022, figure 1). Unresolved without samples
+    or where a released probability is zero.
+    """
+    scores, labels = np.asarray(log_probabilities, dtype=np.float64), np.asarray(y)
+    losses = -scores[np.arange(len(labels)), labels]
+    if not len(losses) or not np.isfinite(losses).all():
+        note = "unresolved: a loss is infinite" if len(losses) else "unresolved: there are no samples"
+        return {name: MetricValue(None, note=note) for name in ("loss_mean", "loss_variance")}
+    return {"loss_mean": MetricValue(float(losses.mean())), "loss_variance": MetricValue(float(losses.var()))}
+
+
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion, inside [0, 1]; `trials` must be positive.
 

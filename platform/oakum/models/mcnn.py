@@ -69,4 +69,4 @@ class MCNN(Classifier):
         first = self.block1(x)
         second = self.block2(first)
         third = self.block3(second)
-        return self.head(third.flatten(1)), [first, second, third]
+        return self.head(self.head_dropout(third.flatten(1))), [first, second, third]

@@ -49,4 +49,4 @@ class MLP(Classifier):
         for layer in self.layers:
             hidden = layer(hidden)
             taps.append(hidden)
-        return self.head(hidden), taps
+        return self.head(self.head_dropout(hidden)), taps

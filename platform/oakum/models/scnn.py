@@ -36,4 +36,4 @@ class SCNN(Classifier):
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         feature = self.features(x).flatten(1)
-        return self.head(feature), [feature]
+        return self.head(self.head_dropout(feature)), [feature]

@@ -46,4 +46,4 @@ class StridedCNN(Classifier):
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden = self.features(x)
-        return self.head(self.dropout(hidden)), [hidden]
+        return self.head(self.head_dropout(self.dropout(hidden))), [hidden]

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from oakum.pipeline.plan import Plan
 
 
+_BALANCED = tuple(f"balanced_accuracy{of}{shadow}" for of in ("", "_per_class") for shadow in ("", ".vanilla_shadow"))
+
+
 def skeleton(plan: Plan, code: dict[str, Any]) -> dict[str, Any]:
     """Return the plan as plain JSON: everything of its record but the numbers."""
     record = RunRecord(
@@ -25,7 +28,7 @@ def skeleton(plan: Plan, code: dict[str, Any]) -> dict[str, Any]:
             CellRecord(
                 setting=cell.setting,
                 defense=cell.method.name,
-                parameters=cell.method.config.model_dump(mode="json"),
+                parameters=cell.method.parameters(),
                 seed=cell.seed,
                 metrics={},
                 stages={role: stage.ref for role, stage in cell.stages.items()},
@@ -63,7 +66,7 @@ def _manifests(record: RunRecord, store: Store) -> dict[str, Manifest]:
 def _cell(cell: CellRecord, manifests: dict[str, Manifest]) -> CellRecord:
     metrics: dict[str, MetricValue] = {}
     flags: list[str] = []
-    cost = {"train": 0.0, "attack": 0.0}
+    cost = {"train": 0.0, "shadow": 0.0, "attack": 0.0, "none": 0.0}
     for role, ref in cell.stages.items():
         manifest = manifests.get(ref.key)
         if manifest is None:
@@ -73,14 +76,36 @@ def _cell(cell: CellRecord, manifests: dict[str, Manifest]) -> CellRecord:
         for name, value in _metrics(manifest).items():
             if prefix is not None:
                 metrics[f"{prefix}/{name}"] = value
+            elif role == "target.clean" and "/" in name:
+                metrics[name] = value
         flags += [f"{role}: {flag}" for flag in manifest.summary.get("flags", ())]
-        seconds = float(manifest.provenance.get("seconds", 0.0))
-        cost["train" if part == "target" else "attack"] += seconds
+        cost[_cost_of(part, target)] += _seconds(manifest)
     _add_utility(metrics, cell, manifests)
     metrics["cost/train_seconds"] = MetricValue(cost["train"], wants="low")
     metrics["cost/attack_seconds"] = MetricValue(cost["attack"], wants="low")
+    if "shadow.matched" in cell.stages:
+        metrics["cost/shadow_seconds"] = MetricValue(cost["shadow"], wants="low")
     in_order = {name: metrics[name] for name in sorted(metrics)}
     return CellRecord(**{**vars(cell), "metrics": in_order, "flags": tuple(sorted(flags))})
+
+
+def _cost_of(part: str, target: str) -> str:
+    """Return whom a role's seconds are charged to.
+
+    A snapshot's training is charged by its snapshots alone, and the vanilla shadow, which all settings share, to none.
+    """
+    if part in ("target", "teacher"):
+        return "train"
+    if part in ("training", "shadow_training") or target == "vanilla":
+        return "none"
+    return "shadow" if part.startswith("shadow") else "attack"
+
+
+def _seconds(manifest: Manifest) -> float:
+    """Return the seconds that a stage took; a snapshot takes those of its training up to its epoch."""
+    if manifest.kind == "snapshot":
+        return float(manifest.summary["train_seconds"])
+    return float(manifest.provenance.get("seconds", 0.0))
 
 
 def _prefix(part: str, target: str, rest: list[str]) -> str | None:
@@ -116,7 +141,8 @@ def _metrics(manifest: Manifest | None) -> dict[str, MetricValue]:
 def _chance(plan: Plan) -> dict[str, float]:
     chance = {"utility/test_accuracy": 1.0 / len(plan.data["private_classes"])}
     for attack in plan.experiment.membership:
-        chance[f"membership/{attack.name}/auc"] = 0.5
+        for name in ("auc", "auc.vanilla_shadow", *_BALANCED):
+            chance[f"membership/{attack.name}/{name}"] = 0.5
         if plan.experiment.file.canaries:
             chance[f"canary/{attack.name}/auc"] = 0.5
     for attack in plan.experiment.inversion:

@@ -15,6 +15,7 @@ from oakum.models.base import Classifier, InputShape
 from oakum.pipeline.folds import LoadedFolds, Selection
 from oakum.pipeline.stage import StageTask, WorkerSettings
 from oakum.records import canonical_json
+from oakum.seeding import derive_seed
 from oakum.store import Manifest, Store
 from oakum.training.checkpoint import load_module, load_parts, save_parts
 
@@ -70,13 +71,22 @@ class StageContext:
         return manifest
 
     def released(self, name: str) -> nn.Module:
-        """Return the released model of a `train` input, in eval mode on the stage's device."""
-        manifest = self.input(name)
-        config = manifest.key_document["config"]
-        module = build_model(config)
-        load_module(module, self.store.fetch(manifest, "model.safetensors"))
-        released: nn.Module = build_defense(config["defense"]).release(module).eval().to(self.device)
+        """Return what the adversary may query of a trained input, in eval mode on the stage's device."""
+        config = self.input(name).key_document["config"]
+        module = build_defense(config["defense"]).release(self._trained(name), derive_seed(config["seed"], "release"))
+        released: nn.Module = module.eval().to(self.device)
         return released
+
+    def unmasked(self, name: str) -> nn.Module:
+        """Return the classifier that the weights of a trained input show, in eval mode on the stage's device."""
+        config = self.input(name).key_document["config"]
+        unmasked: nn.Module = build_defense(config["defense"]).unmasked(self._trained(name)).eval().to(self.device)
+        return unmasked
+
+    def _trained(self, name: str) -> nn.Module:
+        manifest = self.input(name)
+        module = build_network(manifest.key_document["config"])
+        return load_module(module, self.store.fetch(manifest, "model.safetensors"))
 
     def write_json(self, name: str, data: Any) -> None:
         (self.output / name).write_text(json.dumps(data, allow_nan=False))
@@ -121,6 +131,12 @@ def build_model(config: dict[str, Any]) -> Classifier:
     cls, options = build_method("models", config["model"])
     model: Classifier = cls(options, InputShape(tuple(config["input_shape"])), config["num_classes"])
     return model
+
+
+def build_network(config: dict[str, Any]) -> nn.Module:
+    """Return the untrained network whose weights a training stores: the classifier as its defense builds it."""
+    network: nn.Module = build_defense(config["defense"]).build(build_model(config))
+    return network
 
 
 def build_defense(document: dict[str, Any]) -> Any:

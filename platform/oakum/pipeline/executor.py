@@ -46,7 +46,7 @@ class Ledger:
         stages: key -> stage, inputs before their users.
         done: keys in the store.
         repaired: keys that were found damaged and are computed again.
-        kinds: stage kinds that may start, or None for all.
+        asked: keys that may start, or None for all.
         stop_at: monotonic time after which nothing more is started, or None.
     """
 
@@ -58,7 +58,7 @@ class Ledger:
     repaired: set[str] = field(default_factory=set)
     failures: dict[str, Failure] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
-    kinds: frozenset[str] | None = None
+    asked: frozenset[str] | None = None
     stop_at: float | None = None
 
     @classmethod
@@ -72,13 +72,16 @@ class Ledger:
     ) -> Ledger:
         """Return a ledger that knows what the store already holds; stale entries are set aside.
 
-        `only` and `skip` are stage kinds: others than these, or these, are not started.
+        `only` and `skip` name stage kinds or parts: others than these, or these, are not started.
         """
         ledger = cls({stage.key: stage for stage in stages}, store, observer)
         ledger.done = find_present(ledger.stages, store)
         if only or skip:
-            present = {stage.kind for stage in ledger.stages.values()}
-            ledger.kinds = frozenset((set(only) or present) - set(skip))
+            ledger.asked = frozenset(
+                stage.key
+                for stage in ledger.stages.values()
+                if (not only or {stage.kind, stage.part} & set(only)) and not {stage.kind, stage.part} & set(skip)
+            )
         return ledger
 
     def ready(self) -> list[Stage]:
@@ -91,18 +94,17 @@ class Ledger:
             if key not in self.done
             and key not in self.running
             and key not in self.failures
-            and (self.kinds is None or stage.kind in self.kinds)
+            and (self.asked is None or key in self.asked)
             and all(each.key in self.done for each in stage.inputs.values())
         ]
         return sorted(waiting, key=lambda stage: -stage.weight)
 
     def outstanding(self) -> list[Stage]:
         """Return every stage that this run is to start, now or later."""
-        kinds = self.kinds
         return [
             stage
             for key, stage in self.stages.items()
-            if key not in self.done and (kinds is None or stage.kind in kinds)
+            if key not in self.done and (self.asked is None or key in self.asked)
         ]
 
     def finished(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,7 @@ from oakum.datasets._folds import FoldsConfig
 from oakum.training.recipe import Recipe
 
 MethodEntry = str | dict[str, Any]
+LABEL_ONLY = "label_only"
 
 
 class DataConfig(FrozenConfig):
@@ -51,10 +52,19 @@ class PriorTraining(FrozenConfig):
 
 
 class AttacksConfig(FrozenConfig):
-    """Which attacks every cell meets."""
+    """Which attacks every cell meets.
+
+    Attributes:
+        nonmembers: the fold that membership attacks take non-members from: `test` for results,
+            `val` to choose settings.
+        gradient_points: attacks on gradients ask about so many points of each fold (None: all); they cost one
+            backward pass for each.
+    """
 
     membership: tuple[MethodEntry, ...] = ()
     inversion: tuple[MethodEntry, ...] = ()
+    nonmembers: Literal["test", "val"] = "test"
+    gradient_points: int | None = Field(default=None, ge=1)
 
 
 class ExperimentFile(FrozenConfig):
@@ -98,6 +108,15 @@ class Method:
     name: str
     cls: type[Any]
     config: Any
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what is particular to the method, for tables: settings that all its kind have only if not default."""
+        plain: dict[str, Any] = self.config.model_dump(mode="json")
+        common: dict[str, Any] = {}
+        for cls in type(self.config).__mro__:
+            if cls.__module__.endswith(".base"):
+                common |= getattr(cls, "model_fields", {})
+        return {key: value for key, value in plain.items() if key not in common or value != common[key].default}
 
     def document(self) -> dict[str, Any]:
         """Return the plain JSON form that stage keys contain."""
@@ -145,25 +164,35 @@ def resolve_experiment(data: dict[str, Any], where: str) -> Experiment:
     """
     file = validate(ExperimentFile, data, where)
     settings = {
-        label: _method("defenses", entry, f"{where}: settings.{label}") for label, entry in file.settings.items()
+        label: resolve_method("defenses", entry, f"{where}: settings.{label}") for label, entry in file.settings.items()
     }
+    membership = _methods("attacks.membership", file.attacks.membership, f"{where}: attacks.membership")
+    if membership and any(method.cls.masks_output for method in settings.values()):
+        membership = _with_label_only(membership)
     experiment = Experiment(
         file=file,
-        model=_method("models", file.model, f"{where}: model"),
+        model=resolve_method("models", file.model, f"{where}: model"),
         settings=settings,
-        membership=_methods("attacks.membership", file.attacks.membership, f"{where}: attacks.membership"),
+        membership=membership,
         inversion=_methods("attacks.inversion", file.attacks.inversion, f"{where}: attacks.inversion"),
         evaluation_model=(
-            _method("models", file.evaluation.model, f"{where}: evaluation.model") if file.evaluation else None
+            resolve_method("models", file.evaluation.model, f"{where}: evaluation.model") if file.evaluation else None
         ),
-        prior=_method("priors", file.prior.method, f"{where}: prior.method") if file.prior else None,
+        prior=resolve_method("priors", file.prior.method, f"{where}: prior.method") if file.prior else None,
     )
     _check_parts(experiment, where)
     return experiment
 
 
+def _with_label_only(attacks: tuple[Method, ...]) -> tuple[Method, ...]:
+    """Add the label-only attack: a defense that masks its scores must not be judged by scores alone."""
+    if any(method.name == LABEL_ONLY for method in attacks):
+        return attacks
+    return (*attacks, resolve_method("attacks.membership", LABEL_ONLY, "attacks.membership"))
+
+
 def _methods(kind: str, entries: tuple[MethodEntry, ...], where: str) -> tuple[Method, ...]:
-    methods = tuple(_method(kind, entry, f"{where}.{i}") for i, entry in enumerate(entries))
+    methods = tuple(resolve_method(kind, entry, f"{where}.{i}") for i, entry in enumerate(entries))
     names = [method.name for method in methods]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -171,7 +200,12 @@ def _methods(kind: str, entries: tuple[MethodEntry, ...], where: str) -> tuple[M
     return methods
 
 
-def _method(kind: str, entry: MethodEntry, where: str) -> Method:
+def resolve_method(kind: str, entry: MethodEntry, where: str) -> Method:
+    """Return the method that a YAML entry (a name, or a mapping with `name`) chooses, its configuration validated.
+
+    Raises:
+        ConfigError: an unknown method or setting; the message begins with `where`.
+    """
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = options.pop("name", None)
     if not isinstance(name, str):

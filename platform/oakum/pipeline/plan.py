@@ -9,15 +9,18 @@ from typing import Any
 
 from oakum.config import ConfigError
 from oakum.models.base import InputShape
-from oakum.pipeline.experiment import Experiment, Method
+from oakum.pipeline.experiment import Experiment, Method, resolve_method
 from oakum.pipeline.fingerprint import fingerprint
 from oakum.pipeline.folds import CANARY_TRAIN_FOLD, FoldSet, Selection, plan_folds
+from oakum.pipeline.plan_models import ModelPlanner, Placement, check_model
 from oakum.pipeline.stage import Resources, Stage
 from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed
 from oakum.training.recipe import Recipe
 
-_MAY_READ_TEST = frozenset({"answers", "membership"})
+SHADOW_FOLDS = ("shadow_train", "shadow_test")
+_MAY_READ_TEST = frozenset({"answers", "gradients", "membership"})
+_ON_GPU = frozenset({"train", "prior", "inversion", "gradients"})
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class _Planner:
         self.input_shape = list(first.prepared.input_shape(self.file.data.image_size))
         self.private_classes = list(first.private_classes)
         self.threads = self.file.execution.threads
+        self.has_shadows = bool(experiment.membership) and all(fold in first.rows for fold in SHADOW_FOLDS)
+        self._nonmembers = self.file.attacks.nonmembers
+        data = {"num_classes": len(self.private_classes), "input_shape": self.input_shape}
+        self.models = ModelPlanner(experiment, self._stage, data)
         self._check_combinations()
 
     def plan(self) -> Plan:
@@ -116,24 +123,58 @@ class _Planner:
 
     def _check_combinations(self) -> None:
         self.warnings: list[str] = []
-        model = self.experiment.model
+        model, first = self.experiment.model, self.folds[0]
+        sizes = [len(first.require("train")), *([len(first.rows["shadow_train"])] if self.has_shadows else [])]
+        for label, method in self.experiment.settings.items():
+            found: list[str] = []
+            for size in sizes:
+                try:
+                    found += check_model(method, model.cls, len(self.private_classes), self.file.recipe, size)
+                except ConfigError as error:
+                    raise ConfigError(f"{self.where}: settings.{label}: {error}") from error
+            self.warnings += [f"settings.{label}: {text}" for text in dict.fromkeys(found)]
+        shape = InputShape(tuple(self.input_shape))
         for label, method in self.experiment.settings.items():
             try:
-                found = method.cls(method.config).check(model.cls, len(self.private_classes))
+                method.cls(method.config).build(model.cls(model.config, shape, len(self.private_classes)))
             except ConfigError as error:
                 raise ConfigError(f"{self.where}: settings.{label}: {error}") from error
-            self.warnings += [f"settings.{label}: {text}" for text in found]
-        shape = InputShape(tuple(self.input_shape))
-        for chosen in (model, self.experiment.evaluation_model):
-            if chosen is not None:
-                chosen.cls(chosen.config, shape, len(self.private_classes))
+        if self.experiment.evaluation_model is not None:
+            other = self.experiment.evaluation_model
+            other.cls(other.config, shape, len(self.private_classes))
         if self.experiment.prior is not None:
             self.experiment.prior.cls(self.experiment.prior.config, shape).build()
-        if self.experiment.file.recipe.select == "best_val":
-            self.folds[0].require("val")
+        self._check_folds(first)
         self._require_a_batch(self.file.recipe, "train", "recipe")
         if self.file.evaluation is not None:
             self._require_a_batch(self.file.evaluation.recipe, "evaluation", "evaluation.recipe")
+
+    def _check_folds(self, first: FoldSet) -> None:
+        """Refuse folds that the asked-for attacks or recipe cannot do without; warn of classes that are missing."""
+        if self.file.recipe.select == "best_val":
+            first.require("val")
+            if self.has_shadows:
+                first.require("shadow_val")
+        if self.experiment.membership:
+            first.require(self.file.attacks.nonmembers)
+        if self.file.recipe.augmentation and not InputShape(tuple(self.input_shape)).is_image:
+            raise ConfigError(f"{self.where}: recipe.augmentation: {self.file.data.name} has no images; remove it")
+        needy = [method.name for method in self.experiment.membership if method.cls.needs_shadow]
+        if needy and not self.has_shadows:
+            raise ConfigError(
+                f"{self.where}: attacks.membership: {needy[0]!r} is fitted on a shadow model; let `folds.rules` take "
+                "shadow_train and shadow_test, or remove the attack"
+            )
+        for fold in ("train", *SHADOW_FOLDS):
+            rows = first.rows.get(fold)
+            missing = (
+                set(range(len(self.private_classes))) - set(first.class_index(rows)) if rows is not None else set()
+            )
+            if missing:
+                effect = (
+                    "a class threshold falls back to the one of all" if fold in SHADOW_FOLDS else "it is not learned"
+                )
+                self.warnings.append(f"fold {fold!r} has no sample of class {min(missing)}: {effect}")
 
     def _require_a_batch(self, recipe: Recipe, fold: str, place: str) -> None:
         """Refuse a recipe that drops the only batch of its fold: it would train nothing without a word."""
@@ -157,6 +198,8 @@ class _Planner:
         folds: dict[str, FoldSet],
         label: str,
         methods: tuple[Method, ...] = (),
+        *,
+        part: str,
         weight: float = 1.0,
         threads: int | None = None,
         training: bool = False,
@@ -176,44 +219,32 @@ class _Planner:
             selection=dict(vars(source)) if source is not None else {},
             resources=Resources(
                 cpus=threads,
-                gpus=execution.gpus if kind in {"train", "prior", "inversion"} else 0.0,
+                gpus=execution.gpus if kind in _ON_GPU else 0.0,
                 workers=execution.workers if training else 1,
             ),
             label=label,
             weight=weight,
+            part=part,
         )
-
-    def _training(
-        self, model: Method, defense: dict[str, Any], recipe: Any, seed: int, labels: str, num_classes: int, fold: str
-    ) -> dict[str, Any]:
-        return {
-            "model": model.document(),
-            "defense": defense,
-            "recipe": recipe.model_dump(mode="json"),
-            "seed": seed,
-            "labels": labels,
-            "num_classes": num_classes,
-            "input_shape": self.input_shape,
-            "train_fold": fold,
-        }
 
     def _evaluator(self) -> Stage:
         assert self.file.evaluation is not None and self.experiment.evaluation_model is not None
         model = self.experiment.evaluation_model
-        seed = derive_seed(self.file.experiment_seed, "evaluation")
-        folds = {"evaluation": self.folds[0]}
-        if "val" in self.folds[0].rows:
-            folds["val"] = self.folds[0]
-        config = self._training(
-            model,
-            {"name": "none"},
-            self.file.evaluation.recipe,
-            seed,
-            "all",
-            self.folds[0].prepared.num_classes,
-            "evaluation",
-        )
-        return self._stage("train", config, {}, folds, "evaluation model", (model,), weight=5.0)
+        fold_of = {"train": "evaluation", **({"val": "val"} if "val" in self.folds[0].rows else {})}
+        none = resolve_method("defenses", "none", "evaluation")
+        config = {
+            "model": model.document(),
+            "defense": none.document(),
+            "recipe": self.file.evaluation.recipe.model_dump(mode="json"),
+            "seed": derive_seed(self.file.experiment_seed, "evaluation"),
+            "labels": "all",
+            "folds": fold_of,
+            "num_classes": self.folds[0].prepared.num_classes,
+            "input_shape": self.input_shape,
+        }
+        folds = dict.fromkeys(fold_of.values(), self.folds[0])
+        methods = (model, none)
+        return self._stage("train", config, {}, folds, "evaluation model", methods, part="evaluation", weight=5.0)
 
     def _prior(self, prior: Method) -> Stage:
         config = {
@@ -225,51 +256,117 @@ class _Planner:
         threads = self.file.prior.threads if self.file.prior else None
         label = f"prior {prior.name}"
         return self._stage(
-            "prior", config, {}, {"public": self.folds[0]}, label, (prior,), weight=100.0, threads=threads
+            "prior",
+            config,
+            {},
+            {"public": self.folds[0]},
+            label,
+            (prior,),
+            part="prior",
+            weight=100.0,
+            threads=threads,
         )
 
     def _cell(self, label: str, method: Method, seed: int, shared: dict[str, Stage]) -> Cell:
         stages: dict[str, Stage] = {}
-        targets = ["clean", "canary"] if self.file.canaries else ["clean"]
-        for name in targets:
-            stages.update(self._target(label, method, seed, name))
+        if self.has_shadows:
+            none = resolve_method("defenses", "none", "vanilla shadow")
+            stages |= self._shadow(method, seed, "matched", label)
+            stages |= self._shadow(none, seed, "vanilla", "none")
+        for name in ["clean", "canary"] if self.file.canaries else ["clean"]:
+            stages.update(self._target(label, method, seed, name, stages))
         for attack in self.experiment.inversion:
             stages.update(self._inversion(label, seed, stages["target.clean"], attack, shared))
         return Cell(label, seed, method, stages)
 
-    def _target(self, label: str, method: Method, seed: int, name: str) -> dict[str, Stage]:
+    def _shadow(self, method: Method, seed: int, name: str, label: str) -> dict[str, Stage]:
+        """Return a shadow model and its evidence: the target's recipe on the adversary's own folds."""
         folds = self.folds[seed]
-        fold = "train" if name == "clean" else CANARY_TRAIN_FOLD
-        used = {fold: folds, **({"val": folds} if "val" in folds.rows else {})}
-        target_seed = derive_seed(self.file.experiment_seed, "target", seed)
-        config = self._training(
-            self.experiment.model,
-            method.document(),
-            self.file.recipe,
-            target_seed,
-            "private",
-            len(self.private_classes),
-            fold,
-        )
+        own_seed = derive_seed(self.file.experiment_seed, "shadow", seed)
+        title = f"{label}/{seed} shadow"
+        fold_of = {"train": "shadow_train", "val": "shadow_val", "reference": "shadow_reference"}
+        model = self.models.model(method, Placement("shadow", folds, fold_of, own_seed, title))
+        queried = dict.fromkeys(SHADOW_FOLDS, folds)
+        stages = {f"shadow.{name}": model.stage, **_named(model.ancestors, "shadow", name)}
+        stages |= self._evidence(model.stage, queried, method, title, "shadow_", name, "shadow")
+        read = {fold for key, stage in stages.items() for fold in stage.folds}
+        if not read <= {*SHADOW_FOLDS, "shadow_val", "shadow_reference"}:
+            raise AssertionError(f"{title} reads {sorted(read)}")
+        return stages
+
+    def _evidence(
+        self, model: Stage, queried: dict[str, FoldSet], method: Method, title: str, prefix: str, name: str, part: str
+    ) -> dict[str, Stage]:
+        """Return what all attacks on a model share: its answers and, where an attack reads them, its gradients."""
         methods = (self.experiment.model, method)
-        title = f"{label}/{seed} {name}"
-        target = self._stage("train", config, {}, used, f"train {title}", methods, weight=10.0, training=True)
-        points = "train" if name == "clean" else folds.selection.canary_fold
-        assert points is not None
-        queried = {each: folds for each in (points, "test", "val") if each in folds.rows}
-        answers = self._stage("answers", {}, {"target": target}, queried, f"answers {title}", methods)
-        stages = {f"target.{name}": target, f"answers.{name}": answers}
-        asked = {points: folds} if name == "canary" else {"train": folds, "test": folds}
-        for attack in self.experiment.membership:
-            config = {
-                "attack": attack.document(),
-                "seed": derive_seed(self.file.experiment_seed, f"attack/{attack.name}", seed),
-                "points": name,
-            }
-            stages[f"membership.{name}.{attack.name}"] = self._stage(
-                "membership", config, {"target": target, "answers": answers}, asked, f"{attack.name} {title}", (attack,)
+        stages = {
+            f"{prefix}answers.{name}": self._stage(
+                "answers", {}, {"target": model}, queried, f"answers {title}", methods, part=part
+            )
+        }
+        if any(attack.cls.needs_gradients for attack in self.experiment.membership):
+            asked = {fold: folds for fold, folds in queried.items() if fold != "val" or self._nonmembers == "val"}
+            config = {"points_per_fold": self.file.attacks.gradient_points}
+            label = f"gradients {title}"
+            stages[f"{prefix}gradients.{name}"] = self._stage(
+                "gradients", config, {"target": model}, asked, label, methods, part=part, weight=5.0
             )
         return stages
+
+    def _target(self, label: str, method: Method, seed: int, name: str, shadows: dict[str, Stage]) -> dict[str, Stage]:
+        folds = self.folds[seed]
+        target_seed = derive_seed(self.file.experiment_seed, "target", seed)
+        title = f"{label}/{seed} {name}"
+        fold_of = {
+            "train": "train" if name == "clean" else CANARY_TRAIN_FOLD,
+            "val": "val",
+            "reference": "reference",
+        }
+        model = self.models.model(method, Placement("target", folds, fold_of, target_seed, title))
+        points = "train" if name == "clean" else folds.selection.canary_fold
+        assert points is not None
+        queried = {each: folds for each in (points, self._nonmembers, "val") if each in folds.rows}
+        stages = {f"target.{name}": model.stage, **_named(model.ancestors, "", name)}
+        stages |= self._evidence(model.stage, queried, method, title, "", name, "attack")
+        for attack in self.experiment.membership:
+            stages[f"membership.{name}.{attack.name}"] = self._membership(
+                attack, method, {**shadows, **stages}, folds, seed, name, title
+            )
+        return stages
+
+    def _membership(
+        self,
+        attack: Method,
+        method: Method,
+        stages: dict[str, Stage],
+        folds: FoldSet,
+        seed: int,
+        name: str,
+        title: str,
+    ) -> Stage:
+        canary = folds.selection.canary_fold
+        members = ["train", self._nonmembers] if name == "clean" or canary is None else [canary]
+        inputs = {"target": stages[f"target.{name}"], "answers": stages[f"answers.{name}"]}
+        if attack.cls.needs_gradients:
+            inputs["gradients"] = stages[f"gradients.{name}"]
+        asked = dict.fromkeys(members, folds)
+        # A canary target is scored by attacks alone: its thresholds would come from points of another kind.
+        shadows = ("matched", "vanilla") if name == "clean" or attack.cls.needs_shadow else ()
+        for shadow in shadows if self.has_shadows else ():
+            inputs[shadow] = stages[f"shadow.{shadow}"]
+            inputs[f"{shadow}_answers"] = stages[f"shadow_answers.{shadow}"]
+            if attack.cls.needs_gradients:
+                inputs[f"{shadow}_gradients"] = stages[f"shadow_gradients.{shadow}"]
+            asked |= dict.fromkeys(SHADOW_FOLDS, folds)
+        config = {
+            "attack": attack.document(),
+            "seed": derive_seed(self.file.experiment_seed, f"attack/{attack.name}", seed),
+            "points": name,
+            "nonmembers": self._nonmembers,
+            "points_per_fold": self.file.attacks.gradient_points if attack.cls.needs_gradients else None,
+        }
+        methods = (attack, method, self.experiment.model)
+        return self._stage("membership", config, inputs, asked, f"{attack.name} {title}", methods, part="attack")
 
     def _inversion(
         self, label: str, seed: int, target: Stage, attack: Method, shared: dict[str, Stage]
@@ -283,7 +380,7 @@ class _Planner:
         inputs = {"target": target, **({"prior": shared["prior"]} if attack.cls.needs_prior else {})}
         methods = (attack, *((self.experiment.prior,) if self.experiment.prior else ()), self.experiment.model)
         title = f"{attack.name} {label}/{seed}"
-        inversion = self._stage("inversion", config, inputs, {}, title, methods, weight=20.0)
+        inversion = self._stage("inversion", config, inputs, {}, title, methods, part="attack", weight=20.0)
         judged = {"inversion": inversion, "evaluator": shared["evaluation"]}
         assert self.experiment.evaluation_model is not None
         judge = self._stage(
@@ -293,6 +390,7 @@ class _Planner:
             {"train": folds},
             f"judge {title}",
             (self.experiment.evaluation_model,),
+            part="attack",
         )
         return {f"inversion.clean.{attack.name}": inversion, f"judge.clean.{attack.name}": judge}
 
@@ -313,6 +411,16 @@ class _Planner:
             "input_shape": self.input_shape,
             "evaluation_classes": first.prepared.num_classes,
         }
+
+
+def _named(ancestors: dict[str, Stage], prefix: str, name: str) -> dict[str, Stage]:
+    """Return roles of a model's ancestors: `teacher.clean.<teacher>`, `shadow_training.matched`, ..."""
+    roles = {}
+    for key, stage in ancestors.items():
+        kind, _, which = key.partition(".")
+        role = f"{prefix}_{kind}.{name}" if prefix else f"{kind}.{name}"
+        roles[f"{role}.{which}" if which else role] = stage
+    return roles
 
 
 def _with_inputs(stage: Stage, seen: set[str]) -> Iterator[Stage]:

@@ -27,7 +27,7 @@ class Stage:
     """One piece of work.
 
     Attributes:
-        kind: `train`, `answers`, `membership`, `prior`, `inversion` or `judge`; names the function that runs it.
+        kind: the name of the module in `pipeline/stages` that runs it.
         config: plain JSON with defaults filled: everything that its result depends on beside inputs and folds.
         inputs: name -> the stage whose payload is read.
         folds: fold name -> content digest.
@@ -37,6 +37,8 @@ class Stage:
         resources: what it needs to run; not in the key.
         label: for people.
         weight: expected relative cost; longer stages are started first.
+        part: what it belongs to, for `--only` and `--skip`: `target`, `shadow`, `attack`, `evaluation` or `prior`; not
+            in the key.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Stage:
     resources: Resources = Resources()
     label: str = ""
     weight: float = 1.0
+    part: str = "target"
 
     def key_document(self) -> dict[str, Any]:
         """Return the plain data whose canonical JSON is hashed into the key."""

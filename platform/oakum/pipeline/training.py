@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,17 +10,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oakum.config import validate
-from oakum.pipeline.context import StageContext, StoreCheckpointer, build_defense, build_model
+from oakum.pipeline.context import StageContext, StoreCheckpointer, build_defense, build_network
 from oakum.seeding import derive_seed
 from oakum.training.collective import Collective
-from oakum.training.loop import TrainingLoop
+from oakum.training.loop import LabeledData, TrainingLoop
 from oakum.training.optimizers import autocast_dtype, build_optimizer, build_scheduler
 from oakum.training.recipe import Recipe
 from oakum.training.state import TrainState
 
+# Inputs of a training that are its teachers carry this before their name.
+TEACHER = "teacher."
 
-def train_model(context: StageContext) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Train (or resume) the stage's model; return the selected module on the CPU and the history.
+
+def train_model(context: StageContext) -> tuple[nn.Module, TrainingLoop]:
+    """Train (or resume) the stage's model; return the selected module on the CPU and the finished loop.
 
     In an initialized process group every rank calls this and gets equal weights; only rank 0 keeps checkpoints.
     """
@@ -28,25 +32,41 @@ def train_model(context: StageContext) -> tuple[nn.Module, list[dict[str, Any]]]
     defense = build_defense(config["defense"])
     state = initial_state(config, recipe, context.device)
     state = defense.prepare(state)
-    if state.collective.world_size > 1:
+    if state.collective.world_size > 1 and not state.reduces_gradients:
         state.model = DistributedDataParallel(state.model)
-    val = context.folds.labeled("val", config["labels"]) if "val" in context.task.folds else None
+    folds = {role: context.folds.labeled(fold, config["labels"]) for role, fold in config["folds"].items()}
+    train, val = folds.pop("train"), folds.pop("val", None)
     loop = TrainingLoop(
-        train=context.folds.labeled(config["train_fold"], config["labels"]),
+        train=_own_rows(train, config.get("rows")),
         val=val,
+        folds=folds,
+        teachers={
+            name.removeprefix(TEACHER): partial(context.released, name)
+            for name in context.task.inputs
+            if name.startswith(TEACHER)
+        },
+        snapshots=tuple(config.get("snapshots", ())),
         recipe=recipe,
         checkpointer=StoreCheckpointer(
             context.store, context.task.key, context.scratch, context.settings.checkpoint_seconds
         ),
     )
     module: nn.Module = defense.fit(state, loop)
-    return module.cpu(), loop.history
+    return module.cpu(), loop
+
+
+def _own_rows(train: LabeledData, rows: dict[str, Any] | None) -> LabeledData:
+    """Return the part of the training fold that a teacher with rows of its own trains on."""
+    if rows is None:
+        return train
+    index = build_defense(rows["of"]).teacher_rows(rows["teacher"], train, rows["seed"])
+    return LabeledData(train.x[index], train.y[index])
 
 
 def initial_state(config: dict[str, Any], recipe: Recipe, device: torch.device) -> TrainState:
     """Return the state before the first step; weights depend on the training's seed alone."""
     torch.manual_seed(derive_seed(config["seed"], "init"))
-    model = build_model(config).to(device)
+    model = build_network(config).to(device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])

@@ -148,6 +148,21 @@ def _inversion_attacks(setting: Setting) -> list[str]:
     return [role.removeprefix(prefix) for role in roles]
 
 
+def attack_access(record: RunRecord, store: EvidenceStore) -> dict[str, str]:
+    """Return membership attack -> `label`, `scores` or `weights`, for the attacks with a stage left in the store."""
+    found: dict[str, str] = {}
+    prefix = "membership.clean."
+    for cell in record.cells:
+        for role, stage in cell.stages.items():
+            attack = role.removeprefix(prefix)
+            if role.startswith(prefix) and attack not in found:
+                manifest = store.manifest(stage.kind, stage.key)
+                access = None if manifest is None else manifest.summary.get("access")
+                if access:
+                    found[attack] = str(access)
+    return found
+
+
 def measured_at(record: RunRecord, store: EvidenceStore) -> float | None:
     """Return when the youngest stage of the run was stored (Unix seconds), or None where no manifest is left."""
     stages = {stage for cell in record.cells for stage in cell.stages.values()} | {item.stage for item in record.shared}

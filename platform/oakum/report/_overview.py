@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from oakum.records import CellRecord, RunRecord
+from oakum.report._flags import Flag, gather, is_mask_note, seeds_text
 from oakum.report.statistics import Difference, Spread, paired_difference, spread
 
 BASELINE = "none"
 Unit = Literal["percent", "score", "seconds", "plain"]
 Topic = Literal["utility", "membership", "canary", "inversion", "privacy", "cost", "other"]
 
+VANILLA_SUFFIX = ".vanilla_shadow"
+LABEL_ONLY_ATTACKS = ("label_only", "label_rank")
 _TPR = re.compile(r"tpr_at_fpr_([0-9.]+)$")
-_PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "top1", "top5")
+_PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "accuracy_per_class", "top1", "top5")
+_SCORE_ENDINGS = ("auc", "average_precision")
 _LEAKAGE_TOPICS = ("membership", "canary", "inversion")
+# With more attacks the matrix shows the loss attack, and the overview the strongest one alone.
+_ATTACKS_WITH_LOSS_APART = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,17 @@ class Setting:
     @property
     def seeds(self) -> list[int]:
         return [cell.seed for cell in self.cells]
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the released model hides what its weights show."""
+        return any(is_mask_note(flag) for cell in self.cells for flag in cell.flags)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it may be called better than another: a masked setting only where a label-only attack was run."""
+        heads = {tuple(key.split("/")[:2]) for cell in self.cells for key in cell.metrics}
+        return not self.is_masked or any(("membership", attack) in heads for attack in LABEL_ONLY_ATTACKS)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class Overview:
     baseline: Setting | None
     columns: tuple[Column, ...]
     warnings: tuple[str, ...]
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
     unresolved: tuple[str, ...]
 
     def column(self, name: str) -> Column | None:
@@ -108,7 +125,7 @@ def overview(record: RunRecord) -> Overview:
         baseline=baseline,
         columns=tuple(columns),
         warnings=record.warnings + tuple(_own_warnings(settings, baseline)),
-        flags=tuple(_flags(settings)),
+        flags=gather([cell for setting in settings for cell in setting.cells]),
         unresolved=tuple(_unresolved(settings)),
     )
 
@@ -147,13 +164,13 @@ def topic_of(key: str) -> Topic:
 
 
 def unit_of(key: str) -> Unit:
-    """Return how a metric is written: shares as percent, AUC and the like with three decimals."""
-    last = key.rsplit("/", 1)[-1]
+    """Return how a metric is written: shares as percent, AUC and average precision with three decimals."""
+    last = key.rsplit("/", 1)[-1].removesuffix(VANILLA_SUFFIX)
     if last.endswith(_PERCENT_ENDINGS) or _TPR.search(last):
         return "percent"
     if last.endswith("seconds"):
         return "seconds"
-    return "score" if last.endswith("auc") else "plain"
+    return "score" if last.endswith(_SCORE_ENDINGS) else "plain"
 
 
 def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting | None) -> list[Column | None]:
@@ -164,14 +181,17 @@ def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting
         return _column(name, title, matching, record, settings, baseline) if matching else None
 
     attacks = {key.split("/")[1] for key in keys if re.fullmatch(r"membership/[^/]+/auc", key)}
-    loss_apart = "loss" in attacks and len(attacks) > 1
-    rate = _shared_rate(keys, settings, "membership")
+    loss_apart = "loss" in attacks and 1 < len(attacks) <= _ATTACKS_WITH_LOSS_APART
+    is_fitted = any(key.endswith(VANILLA_SUFFIX) for key in keys)
+    rate = shared_rate(keys, settings, "membership")
     return [
         column("test_accuracy", "Test accuracy", "utility/test_accuracy"),
         column("membership_loss_auc", "Membership AUC, loss attack", "membership/loss/auc") if loss_apart else None,
-        column("membership_auc", "Membership AUC, strongest attack" if loss_apart else "Membership AUC",
+        column("membership_auc", "Membership AUC, strongest attack" if len(attacks) > 1 else "Membership AUC",
                "membership/[^/]+/auc"),
-        column("membership_tpr", f"TPR at {_rate_text(rate)} FPR", f"membership/[^/]+/tpr_at_fpr_{re.escape(rate)}")
+        column("membership_balanced_accuracy", "Balanced accuracy, matched shadow" if is_fitted else "Balanced accuracy",
+               "membership/[^/]+/balanced_accuracy"),
+        column("membership_tpr", f"TPR at {rate_text(rate)} FPR", f"membership/[^/]+/tpr_at_fpr_{re.escape(rate)}")
         if rate else None,
         column("canary_auc", "Canary AUC", "canary/[^/]+/auc"),
         column("inversion_top1", "Inversion top-1", "inversion/[^/]+/top1"),
@@ -225,7 +245,7 @@ def _strongest(setting: Setting, keys: list[str]) -> Measurement:
     return Measurement(key, key.split("/")[1] if topic_of(key) in _LEAKAGE_TOPICS else "", values)
 
 
-def _shared_rate(keys: list[str], settings: tuple[Setting, ...], topic: Topic) -> str | None:
+def shared_rate(keys: list[str], settings: tuple[Setting, ...], topic: Topic) -> str | None:
     """Return the lowest FPR that every cell with this attack resolves, else the largest that was asked for."""
     rates: dict[str, list[str]] = {}
     for key in keys:
@@ -240,7 +260,8 @@ def _shared_rate(keys: list[str], settings: tuple[Setting, ...], topic: Topic) -
     return ordered[-1] if ordered else None
 
 
-def _rate_text(rate: str | None) -> str:
+def rate_text(rate: str | None) -> str:
+    """Write a false positive rate such as `0.01` in percent."""
     return f"{float(rate or 0) * 100:g}\N{NO-BREAK SPACE}%"
 
 
@@ -254,16 +275,6 @@ def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None) -> li
     if len({frozenset(own) for own in seeds.values()}) > 1:
         found.append("Not all settings have the same seeds; paired differences use the seeds that both sides have.")
     return found
-
-
-def _flags(settings: tuple[Setting, ...]) -> list[str]:
-    """Return one line per flag and setting, with its seeds."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for setting in settings:
-        for cell in setting.cells:
-            for flag in cell.flags:
-                found.setdefault((setting.label, flag), []).append(cell.seed)
-    return [f"{label}: {flag} ({seeds_text(seeds)})" for (label, flag), seeds in found.items()]
 
 
 def _unresolved(settings: tuple[Setting, ...]) -> list[str]:
@@ -297,8 +308,3 @@ def _grouped(keys: list[str]) -> list[str]:
         attack, _, name = rest.partition("/")
         shapes.setdefault(f"{head}/*/{name}" if name and attack else key, []).append(key)
     return [shape if len(same) > 1 else same[0] for shape, same in shapes.items()]
-
-
-def seeds_text(seeds: list[int]) -> str:
-    """Return `seed 0` or `seeds 0, 1, 2`."""
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(str(seed) for seed in seeds)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from typing import TYPE_CHECKING, Any
 
 from oakum.records import RunRecord
@@ -15,8 +14,9 @@ from oakum.report._markup import Markup, join, tag, void
 from oakum.report._numbers import chance_text, interval_text, mean_text, number, range_text, values_text
 from oakum.report._overview import Column, Overview, Setting, metric_keys, topic_of, unit_of
 from oakum.report._palette import Look
-from oakum.report._verdict import Verdict, tone, verdicts
-from oakum.report.statistics import SEEDS_FOR_INTERVAL, Spread, spread
+from oakum.report._tables import plain_table, row_head
+from oakum.report._verdict import tone
+from oakum.report.statistics import Spread, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Looks = dict[str, Look]
 
+_MOST_OPEN_ROWS = 120
 _TOPICS = {
     "utility": "Utility",
     "membership": "Membership, average record",
@@ -36,70 +37,6 @@ _TOPICS = {
 }
 
 
-def verdict_section(view: Overview, styles: Looks) -> Markup:
-    """Return a card for every setting."""
-    return join(
-        tag("h2", "What leaks, how much less, and at what cost"),
-        tag("p", _verdict_rule(view), class_="lead"),
-        tag("div", *(_card(verdict, view, styles) for verdict in verdicts(view)), class_="verdicts"),
-    )
-
-
-def _verdict_rule(view: Overview) -> str:
-    count = len(view.seeds)
-    if view.baseline is None or count == 0:
-        return "Without an undefended setting there is nothing to compare with; the numbers stand alone."
-    text = f"Every comparison is to {view.baseline.label}, paired per seed. "
-    if count == 1:
-        return text + "With one seed nothing is known about how much the numbers vary; read differences with care."
-    if count >= SEEDS_FOR_INTERVAL:
-        return text + (
-            f"A change is called lower or higher when the 95 % t interval over {count} seeds ({count - 1} degrees of "
-            "freedom) lies on one side of zero."
-        )
-    odds = 2 ** (count - 1)
-    return text + (
-        f"A change is called lower or higher when all {count} seeds agree on its sign. Without any true change they "
-        f"would agree one time in {odds}, so small differences deserve more seeds."
-    )
-
-
-def _card(verdict: Verdict, view: Overview, styles: Looks) -> Markup:
-    setting = verdict.setting
-    findings = (
-        tag(
-            "div",
-            tag("dt", finding.title),
-            tag("dd", finding.figure, class_=f"figure {finding.tone}"),
-            tag("dd", finding.chip, class_=f"chip {finding.tone}") if finding.chip else None,
-            tag("dd", finding.sentence),
-        )
-        for finding in verdict.findings
-    )
-    header = tag(
-        "header",
-        mark(styles[setting.label]),
-        tag("h3", setting.label),
-        tag("span", _method(setting), class_="parameters"),
-    )
-    return tag(
-        "article",
-        header,
-        tag("p", verdict.headline, class_="headline"),
-        tag("dl", *findings),
-        class_="verdict baseline" if setting == view.baseline else "verdict",
-    )
-
-
-def _method(setting: Setting) -> str:
-    values = {
-        name: value if isinstance(value, str) else json.dumps(value) for name, value in setting.parameters.items()
-    }
-    parameters = ", ".join(f"{name} {value}" for name, value in values.items())
-    name = setting.defense if setting.defense != setting.label else ""
-    return ": ".join(part for part in (name, parameters) if part)
-
-
 def glance_section(view: Overview, styles: Looks) -> Markup | None:
     """Return the table of means, with every seed as a dot on a scale that the column's rows share."""
     if not view.columns:
@@ -109,11 +46,11 @@ def glance_section(view: Overview, styles: Looks) -> Markup | None:
     rows = []
     for setting in view.settings:
         cells = [_glance_cell(column, setting, styles) for column in view.columns]
-        rows.append(tag("tr", _row_head(setting, styles), *cells))
+        rows.append(tag("tr", row_head(setting, styles), *cells))
     caption = (
         "Mean, each seed as a dot, range of seeds. The dashed line is chance. Within a column all rows share a scale."
     )
-    return join(tag("h2", "At a glance"), _table(tag("tr", *head), rows, caption))
+    return join(tag("h2", "At a glance"), plain_table(tag("tr", *head), rows, caption))
 
 
 def _aim(column: Column) -> str:
@@ -163,7 +100,7 @@ def difference_section(view: Overview, styles: Looks) -> Markup | None:
     }
     common = next(iter(names)) if len(names) == 1 else None
     rows = [
-        tag("tr", _row_head(setting, styles), *(_difference_cell(column, setting, common) for column in columns))
+        tag("tr", row_head(setting, styles), *(_difference_cell(column, setting, common) for column in columns))
         for setting in others
     ]
     interval = f"the {common}" if common else "its interval"
@@ -172,7 +109,7 @@ def difference_section(view: Overview, styles: Looks) -> Markup | None:
         "Colored only where the seeds settle the sign: green is what a defender wants, red what it does not."
     )
     heading = tag("h2", f"Differences to {view.baseline.label}, paired per seed")
-    return join(heading, _table(tag("tr", *head), rows, caption))
+    return join(heading, plain_table(tag("tr", *head), rows, caption))
 
 
 def _difference_unit(column: Column) -> str:
@@ -185,7 +122,7 @@ def _difference_cell(column: Column, setting: Setting, common: str | None) -> Ma
         return tag("td", tag("span", difference.label, class_="none"))
     interval = interval_text(difference, column.unit)
     listed = values_text(difference.values.values(), column.unit, sign=True)
-    color = tone(column, difference)
+    color = tone(column, difference, setting)
     return tag(
         "td",
         tag("span", number(difference.mean, column.unit, sign=True, mark=column.unit == "seconds"), class_="main"),
@@ -287,7 +224,11 @@ def value_section(record: RunRecord, view: Overview, styles: Looks) -> Markup | 
         cells = [
             tag("th", title, scope="col", class_="text" if place < 2 else None) for place, title in enumerate(head)
         ]
-        parts += [tag("h3", _TOPICS[topic]), _table(tag("tr", *cells), rows, None, "values measured")]
+        table = plain_table(tag("tr", *cells), rows, None, "values measured")
+        if len(rows) > _MOST_OPEN_ROWS:
+            parts.append(tag("details", tag("summary", f"{_TOPICS[topic]}: {len(rows):,} rows"), table, class_="bulk"))
+        else:
+            parts += [tag("h3", _TOPICS[topic]), table]
     lead = "Small numbers below a value are the interval inside that seed, over records or identities."
     return join(tag("h2", "Every value"), tag("p", lead, class_="lead"), *parts) if parts else None
 
@@ -348,16 +289,7 @@ def _figure(figure: Figure, name: str, caption: str | None, alternative: str) ->
     return tag("figure", plot, tag("figcaption", caption) if caption else None, class_=narrow)
 
 
-def _row_head(setting: Setting, styles: Looks) -> Markup:
-    return tag("th", mark(styles[setting.label]), Markup("&ensp;"), setting.label, scope="row")
-
-
 def _missing_cell(values: Spread) -> Markup:
     reasons = "; ".join(values.reasons)
     text = mean_text(values, "plain")
     return tag("td", tag("span", text, class_="none", title=reasons or None))
-
-
-def _table(head: Markup, rows: list[Markup], caption: str | None, class_: str | None = None) -> Markup:
-    title = tag("caption", caption) if caption else None
-    return tag("div", tag("table", title, tag("thead", head), tag("tbody", *rows), class_=class_), class_="scroll")

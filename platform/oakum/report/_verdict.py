@@ -15,6 +15,7 @@ from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, Direction
 
 Tone = Literal["good", "bad", "neutral"]
 
+UNRANKED = "Unranked: its output is masked, and no label-only attack was run"
 _THREATS = (
     ("membership_auc", "membership", "Membership, average record"),
     ("canary_auc", "worst-case records", "Membership, worst case (canaries)"),
@@ -70,6 +71,8 @@ def _verdict(setting: Setting, view: Overview) -> Verdict:
         headline = "No undefended setting to compare with"
     elif setting == view.baseline:
         headline = "The undefended baseline: every difference in this report is to this model"
+    elif not setting.is_ranked:
+        headline = UNRANKED
     else:
         headline = _headline(directions)
     return Verdict(setting, headline, tuple(findings))
@@ -116,7 +119,8 @@ def _finding(column: Column, setting: Setting, view: Overview, title: str) -> Fi
     parts.append(_at_chance(column, measurement))
     figure = number(difference.mean, column.unit, sign=True)
     sentence = " ".join(part for part in parts if part)
-    return Finding(title, figure, _chip(difference, column), tone(column, difference), sentence)
+    chip = _chip(difference, column) if is_ranked(column, setting) else "unranked: no label-only attack"
+    return Finding(title, figure, chip, tone(column, difference, setting), sentence)
 
 
 def _values_sentence(column: Column, setting: Setting, view: Overview) -> str:
@@ -164,9 +168,17 @@ def _chip(difference: Difference, column: Column) -> str:
     )
 
 
-def tone(column: Column, difference: Difference) -> Tone:
-    """Return whether the defender wants this change; `neutral` unless the seeds settle its sign."""
-    if difference.direction not in ("lower", "higher") or column.wants == "none":
+def is_ranked(column: Column, setting: Setting) -> bool:
+    """Return whether the column's attacks are fit to compare the setting: a mask alone may have misled them."""
+    return setting.is_ranked or column.topic not in ("membership", "canary")
+
+
+def tone(column: Column, difference: Difference, setting: Setting) -> Tone:
+    """Return whether the defender wants this change.
+
+    `neutral` unless the seeds settle its sign, and for the leakage of a setting that is not ranked.
+    """
+    if difference.direction not in ("lower", "higher") or column.wants == "none" or not is_ranked(column, setting):
         return "neutral"
     return "good" if (difference.direction == "lower") == (column.wants == "low") else "bad"
 

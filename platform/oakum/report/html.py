@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from oakum.records import RunRecord
 from oakum.report import _sections as sections
 from oakum.report._evidence import EvidenceStore, measured_at, missing_stages
+from oakum.report._flags import Flag
 from oakum.report._markup import Markup, tag, void
+from oakum.report._matrix_section import matrix_section
 from oakum.report._overview import Overview, overview
 from oakum.report._palette import looks
 from oakum.report._provenance import glossary, provenance
+from oakum.report._small_tables import loss_section, privacy_section
 from oakum.report._style import sheet
+from oakum.report._verdict_section import verdict_section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +64,12 @@ def render(
     view = overview(record)
     styles = looks(view)
     body = [
-        ("verdicts", "Verdicts", sections.verdict_section(view, styles)),
+        ("verdicts", "Verdicts", verdict_section(view, styles)),
         ("glance", "At a glance", sections.glance_section(view, styles)),
+        ("matrix", "Every attack", matrix_section(record, view, styles, store)),
         ("tradeoff", "Utility and leakage", sections.tradeoff_section(record)),
+        ("losses", "Losses", loss_section(record, view, styles)),
+        ("privacy", "Formal privacy", privacy_section(record, view, styles)),
         ("differences", "Differences", sections.difference_section(view, styles)),
         ("roc", "ROC curves", sections.roc_section(record, store)),
         ("pictures", "Reconstructions", sections.picture_section(record, store, real_images or {})),
@@ -121,16 +128,19 @@ def _notices(view: Overview, missing: int) -> Markup | None:
         [f"{missing} stages of this run are no longer in the store; figures leave their curves out."] if missing else []
     )
     groups = (
-        ("Warnings", [*view.warnings, *gone]),
-        ("Flags: distrust these numbers", list(view.flags)),
-        ("Unresolved: the sample supports no number", list(view.unresolved)),
+        ("Warnings", [tag("p", message) for message in [*view.warnings, *gone]]),
+        ("Flags: distrust these numbers", [_flag(flag) for flag in view.flags]),
+        ("Unresolved: the sample supports no number", [tag("p", message) for message in view.unresolved]),
     )
-    entries = [
-        tag("div", tag("dt", title), tag("dd", *(tag("p", message) for message in messages)))
-        for title, messages in groups
-        if messages
-    ]
+    entries = [tag("div", tag("dt", title), tag("dd", *messages)) for title, messages in groups if messages]
     return tag("aside", tag("dl", *entries), class_="notice", aria_label="Warnings") if entries else None
+
+
+def _flag(flag: Flag) -> Markup:
+    """Return a flag with its places, folded where they are many."""
+    if not flag.has_many_places:
+        return tag("p", flag.line)
+    return tag("details", tag("summary", flag.counted), *(tag("p", place) for place in flag.listed))
 
 
 def _date(timestamp: float | None) -> str:

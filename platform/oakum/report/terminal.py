@@ -25,6 +25,7 @@ from oakum.report._numbers import (
     values_text,
 )
 from oakum.report._overview import Column, Overview, Setting, metric_keys, overview
+from oakum.report._verdict import tone
 from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, paired_difference, spread
 
 _ASCII = str.maketrans(
@@ -38,10 +39,13 @@ _ASCII = str.maketrans(
     }
 )
 _COMPACT_LEAVES_OUT = ("membership_loss_auc", "train_seconds")
+# More settings are written without the ranges and single seeds, which the report and the JSON hold.
+_MOST_FULL_ROWS = 6
 _HEADINGS = {
     "test_accuracy": "test\naccuracy",
     "membership_loss_auc": "member\nAUC, loss",
     "membership_auc": "member\nAUC",
+    "membership_balanced_accuracy": "balanced\naccuracy",
     "canary_auc": "canary\nAUC",
     "inversion_top1": "inversion\ntop-1",
     "train_seconds": "training\ntime",
@@ -92,7 +96,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "settings": [_setting_json(setting, view, record) for setting in view.settings],
         "chance": dict(record.chance),
         "warnings": list(view.warnings),
-        "flags": list(view.flags),
+        "flags": [flag.line for flag in view.flags],
         "unresolved": list(view.unresolved),
         "seconds": dict(record.seconds),
     }
@@ -123,6 +127,8 @@ def _setting_json(setting: Setting, view: Overview, record: RunRecord) -> dict[s
         "defense": setting.defense,
         "parameters": setting.parameters,
         "seeds": setting.seeds,
+        "masked": setting.is_masked,
+        "ranked": setting.is_ranked,
         "metrics": metrics,
         "strongest": strongest,
     }
@@ -164,8 +170,14 @@ def _title(record: RunRecord, view: Overview) -> Text:
     facts += f", data {data}" if data else ""
     text = Text(printable(record.name), style="bold")
     text.append(f"  {printable(facts)}\n", style="not bold dim")
-    text.append("mean, then range of seeds; under a heading, in brackets: chance", style="not bold dim")
+    shown = "mean over seeds, then the strongest attack; ranges and every attack: in the report"
+    shown = shown if _is_short(view) else "mean, then range of seeds"
+    text.append(f"{shown}; under a heading, in brackets: chance", style="not bold dim")
     return text
+
+
+def _is_short(view: Overview) -> bool:
+    return len(view.settings) > _MOST_FULL_ROWS
 
 
 def _table(first: str) -> Table:
@@ -187,15 +199,26 @@ def _main_table(view: Overview, columns: list[Column]) -> Table:
     for column in columns:
         table.add_column(_heading(column), justify="right", no_wrap=True)
     for setting in view.settings:
-        table.add_row(Text(printable(setting.label)), *(_cell(column, setting) for column in columns))
+        cells = (_cell(column, setting, is_short=_is_short(view)) for column in columns)
+        table.add_row(_label(setting), *cells)
     return table
 
 
-def _cell(column: Column, setting: Setting) -> Text:
+def _label(setting: Setting) -> Text:
+    text = Text(printable(setting.label))
+    if not setting.is_ranked:
+        text.append("\nunranked: masked,\nno label-only attack", style="dim")
+    return text
+
+
+def _cell(column: Column, setting: Setting, *, is_short: bool) -> Text:
     measurement = column.measurements[setting.label]
     values = measurement.spread
     text = Text(mean_text(values, column.unit), style="" if values.mean is not None else "dim")
     spread_text = range_text(values, column.unit)
+    if is_short:
+        missing = len(values.unresolved) if values.values else 0
+        spread_text = f"{len(values.values)} of {len(values.values) + missing} seeds" if missing else ""
     if spread_text:
         text.append(f"\n{spread_text}", style="dim")
     if column.names_attack and measurement.attack:
@@ -220,6 +243,8 @@ def _main_list(view: Overview) -> Text:
 def _difference_heading(view: Overview) -> Text:
     count = len(view.seeds)
     what = "every seed below" if count < SEEDS_FOR_INTERVAL else "95 % t interval over seeds below"
+    if _is_short(view):
+        what = f"* where {'all seeds agree' if count < SEEDS_FOR_INTERVAL else 'the 95 % t interval leaves zero out'}"
     label = printable(view.baseline.label) if view.baseline else ""
     text = Text(f"Difference to {label}", style="bold")
     text.append(f"  paired per seed: mean, {what}", style="not bold dim")
@@ -238,16 +263,19 @@ def _difference_table(view: Overview, columns: list[Column]) -> Table:
             heading.append("\npoints", style="not bold dim")
         table.add_column(heading, justify="right", no_wrap=True)
     for setting in _others(view):
-        cells = [_difference_cell(column, column.differences[setting.label]) for column in columns]
+        cells = [_difference_cell(column, setting, is_short=_is_short(view)) for column in columns]
         table.add_row(Text(printable(setting.label)), *cells)
     return table
 
 
-def _difference_cell(column: Column, difference: Difference) -> Text:
+def _difference_cell(column: Column, setting: Setting, *, is_short: bool) -> Text:
+    difference = column.differences[setting.label]
     if difference.mean is None:
         return Text("no pair", style="dim")
     mean = number(difference.mean, column.unit, sign=True, mark=False)
-    text = Text(mean, style=_style(column, difference))
+    text = Text(mean, style=_style(column, setting))
+    if is_short:
+        return text.append("*" if difference.direction in ("lower", "higher") else " ")
     text.append(f"\n{_difference_detail(column, difference)}", style="dim")
     return text
 
@@ -258,12 +286,9 @@ def _difference_detail(column: Column, difference: Difference) -> str:
     return values_text(difference.values.values(), column.unit, sign=True).replace(", ", "\n")
 
 
-def _style(column: Column, difference: Difference) -> str:
-    """Color a difference only where the seeds agree on its sign."""
-    good = {"low": "lower", "high": "higher"}.get(column.wants)
-    if good is None or difference.direction not in ("lower", "higher"):
-        return ""
-    return "green" if difference.direction == good else "red"
+def _style(column: Column, setting: Setting) -> str:
+    """Color a difference only where the seeds agree on its sign and the setting is ranked."""
+    return {"good": "green", "bad": "red", "neutral": ""}[tone(column, column.differences[setting.label], setting)]
 
 
 def _difference_list(view: Overview, columns: list[Column]) -> Text:
@@ -276,7 +301,7 @@ def _difference_list(view: Overview, columns: list[Column]) -> Text:
             if difference.mean is None:
                 lines.append("no pair\n", style="dim")
                 continue
-            lines.append(number(difference.mean, column.unit, sign=True), style=_style(column, difference))
+            lines.append(number(difference.mean, column.unit, sign=True), style=_style(column, setting))
             detail = _difference_detail(column, difference).replace("\n", " ")
             lines.append(f" ({detail})\n", style="dim")
     lines.rstrip()
@@ -285,7 +310,8 @@ def _difference_list(view: Overview, columns: list[Column]) -> Text:
 
 def _notes(view: Overview) -> list[RenderableType]:
     parts: list[RenderableType] = []
-    groups = (("Warning", "yellow", view.warnings), ("Flag", "yellow", view.flags), ("Unresolved", "", view.unresolved))
+    flags = tuple(f"{flag.counted}; see the report" if flag.has_many_places else flag.line for flag in view.flags)
+    groups = (("Warning", "yellow", view.warnings), ("Flag", "yellow", flags), ("Unresolved", "", view.unresolved))
     for word, style, messages in groups:
         for message in messages:
             text = Text(f"{word}: ", style=f"bold {style}".strip())

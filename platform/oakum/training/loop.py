@@ -7,7 +7,7 @@ very numbers of an undisturbed one, and data order does not depend on the number
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from oakum.faults import fault_point
 from oakum.models.base import predict_log_probabilities
-from oakum.seeding import derive_seed, torch_generator
+from oakum.records import MetricValue
+from oakum.seeding import derive_seed, sample_keys, torch_generator
+from oakum.training.augmentation import augment
 from oakum.training.recipe import Recipe
 from oakum.training.state import Batch, TrainState
 
 LossFunction = Callable[[TrainState, Batch], Tensor]
+Sampler = Callable[[TrainState], Iterator[Tensor]]
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -66,6 +69,13 @@ class TrainingLoop:
     Attributes:
         train: the training fold (with planted canaries, if any).
         val: the validation fold, or None; it never changes the weights.
+        folds: further folds that the defense declared in `reads`, by name.
+        teachers: what the defense declared in `teachers`, by name: released models in eval mode, loaded at the call.
+        snapshots: keep the weights after these numbers of epochs (ascending) and stop after the last of them; empty:
+            train all epochs of the recipe.
+        kept: number of epochs -> weights of that snapshot.
+        metrics: further numbers of the finished training, by metric key (`privacy/epsilon`).
+        sampler: returns the global batches of an epoch as positions in the fold; None shuffles the whole fold.
         history: one row an epoch; the truth that trackers and reports read.
     """
 
@@ -73,6 +83,12 @@ class TrainingLoop:
     val: LabeledData | None
     recipe: Recipe
     checkpointer: Checkpointer = field(default_factory=NoCheckpoints)
+    folds: Mapping[str, LabeledData] = field(default_factory=dict)
+    teachers: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    snapshots: tuple[int, ...] = ()
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    metrics: dict[str, MetricValue] = field(default_factory=dict)
+    sampler: Sampler | None = None
     on_epoch: Callable[[dict[str, Any]], None] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,14 +99,16 @@ class TrainingLoop:
             TrainingDivergedError: the loss is not finite; names the epoch and where training may be resumed.
         """
         best = BestState()
-        parts = {**self.parts(state), "best": best}
+        parts = {**self.parts(state), "best": best, "snapshots": Snapshots(self.kept)}
         record = self.checkpointer.load(parts)
         if record is not None:
             self.history[:] = record["history"]
             state.epoch, state.step = record["epoch"], record["step"]
         fault_point("train.before_first_checkpoint")
-        while state.epoch < self.recipe.epochs:
+        while state.epoch < (self.snapshots[-1] if self.snapshots else self.recipe.epochs):
             row = self.run_epoch(state, loss)
+            if state.epoch in self.snapshots:
+                self.kept[state.epoch] = _copy_of(unwrap(state.model))
             if self.recipe.select == "best_val":
                 best.offer(unwrap(state.model), row["val/accuracy"])
             if state.collective.rank == 0:
@@ -136,13 +154,21 @@ class TrainingLoop:
 
     def batches(self, state: TrainState) -> Iterator[Batch]:
         """Yield this rank's shard of every global batch of the epoch, in the order of (seed, epoch)."""
+        rank, workers = state.collective.rank, state.collective.world_size
+        for whole in (self.sampler or self._shuffled)(state):
+            index = whole[rank::workers]
+            x = self.train.x[index].to(state.device)
+            if self.recipe.augmentation:
+                keys = sample_keys(derive_seed(state.seed, "augmentation", state.epoch), index.to(state.device))
+                x = augment(x, keys, self.recipe.augmentation)
+            yield Batch(x, self.train.y[index].to(state.device), index)
+
+    def _shuffled(self, state: TrainState) -> Iterator[Tensor]:
         count, size = len(self.train), self.recipe.batch_size
         order = torch.randperm(count, generator=torch_generator(derive_seed(state.seed, "order", state.epoch)))
         stop = count - count % size if self.recipe.drop_last else count
-        rank, workers = state.collective.rank, state.collective.world_size
         for start in range(0, stop, size):
-            index = order[start : min(start + size, stop)][rank::workers]
-            yield Batch(self.train.x[index].to(state.device), self.train.y[index].to(state.device), index)
+            yield order[start : min(start + size, stop)]
 
     @staticmethod
     def parts(state: TrainState) -> dict[str, Any]:
@@ -163,13 +189,31 @@ class BestState:
     def offer(self, module: nn.Module, accuracy: float) -> None:
         if accuracy > self.accuracy:
             self.accuracy = accuracy
-            self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            self.state = _copy_of(module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "state": self.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.accuracy, self.state = state["accuracy"], state["state"]
+
+
+class Snapshots:
+    """The kept snapshots as a part of checkpoints."""
+
+    def __init__(self, kept: dict[int, dict[str, Tensor]]) -> None:
+        self._kept = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(epoch): state for epoch, state in self._kept.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._kept.clear()
+        self._kept.update({int(epoch): weights for epoch, weights in state.items()})
+
+
+def _copy_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 class _Totals:

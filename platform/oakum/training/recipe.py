@@ -29,6 +29,10 @@ class Recipe(FrozenConfig):
     gamma: float = Field(default=0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 means autocast")
     channels_last: bool = False
+    augmentation: tuple[Literal["crop", "flip"], ...] = Field(
+        default=(),
+        description="crop: a random window after padding 4 pixels; flip: left to right; attacks never augment",
+    )
     select: Literal["last", "best_val"] = Field(default="last", description="which epoch's model is released")
 
     @model_validator(mode="after")

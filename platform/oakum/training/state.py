@@ -41,6 +41,8 @@ class TrainState:
         step: optimizer steps taken so far.
         last_logits: detached logits of the latest forward, for the epoch's accuracy.
         extras: further modules and optimizers that a checkpoint must hold, by name (a defense's second player).
+        reduces_gradients: whether the optimizer adds up the workers' gradients itself; the model is then not wrapped
+            for data parallelism.
         counters: what a defense wants to see in the history, such as skipped batches; summed over the epoch.
     """
 
@@ -57,6 +59,7 @@ class TrainState:
     step: int = 0
     last_logits: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    reduces_gradients: bool = False
     counters: Counter[str] = field(default_factory=Counter)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,11 +18,18 @@ class MembershipAttack:
     Attributes:
         access: what the attack needs from the target.
         source: the paper.
+        needs_shadow: whether `score` reads `knowledge.shadow`; refused in an experiment without shadow folds.
+        needs_gradients: whether `score` reads `target.gradient_statistics`.
+        fixed_threshold: the threshold that belongs to the attack; None: thresholds are fitted on shadow models, one for
+            all points and one for each class.
         version: see `Defense.version`.
     """
 
     source: ClassVar[Source | None] = None
     access: ClassVar[Access] = Access.SCORES
+    needs_shadow: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+    fixed_threshold: ClassVar[float | None] = None
     version: ClassVar[int | None] = None
 
     class Config(FrozenConfig):

@@ -52,7 +52,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _refuse_same_architecture(context: StageContext, evaluator: torch.nn.Module) -> None:
     inversion = context.input("inversion").key_document
-    target = context.store.manifest("train", inversion["inputs"]["target"])
+    key = inversion["inputs"]["target"]
+    target = context.store.manifest("train", key) or context.store.manifest("snapshot", key)
     if target is not None and same_architecture(build_model(target.key_document["config"]), evaluator):
         raise ConfigError("the evaluation model has the architecture of the target; choose another")
 

@@ -1,0 +1,13 @@
+"""Gradient attack: the L2 norm with respect to the input."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from oakum.attacks.membership._gradient_norm import GradientNorm
+
+
+class GradXL2(GradientNorm):
+    """Scores a point by minus the L2 norm of its cross-entropy's gradient with respect to its normalized input."""
+
+    statistic: ClassVar[str] = "x/l2"

@@ -1,0 +1,171 @@
+"""The stages that end in a trained model: its training, its teachers, and the training that it is a snapshot of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from oakum.config import ConfigError
+from oakum.models.base import Classifier
+from oakum.pipeline.experiment import Experiment, Method, resolve_method
+from oakum.pipeline.folds import FoldSet
+from oakum.pipeline.stage import Stage
+from oakum.pipeline.training import TEACHER
+from oakum.records import canonical_json
+from oakum.seeding import derive_seed
+
+
+class StageMaker(Protocol):
+    """Makes a stage with its fingerprint and resources filled in."""
+
+    def __call__(
+        self,
+        kind: str,
+        config: dict[str, Any],
+        inputs: dict[str, Stage],
+        folds: dict[str, FoldSet],
+        label: str,
+        methods: tuple[Method, ...] = (),
+        *,
+        part: str,
+        weight: float = 1.0,
+        training: bool = False,
+    ) -> Stage: ...
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and what it was made from.
+
+    Attributes:
+        stage: the `train` or `snapshot` stage that holds the released weights.
+        ancestors: `training` (of a snapshot), `teacher.<name>`.
+    """
+
+    stage: Stage
+    ancestors: dict[str, Stage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What differs between a target and a shadow model of the same defense.
+
+    Attributes:
+        part: `target` or `shadow`.
+        folds: the folds of the seed.
+        fold_of: role (`train`, `val`, `reference`) -> fold.
+        seed: of the training.
+        title: for people.
+    """
+
+    part: str
+    folds: FoldSet
+    fold_of: dict[str, str]
+    seed: int
+    title: str
+
+
+class ModelPlanner:
+    """Plans the models of one experiment."""
+
+    def __init__(self, experiment: Experiment, make_stage: StageMaker, data: dict[str, Any]) -> None:
+        self._experiment = experiment
+        self._make = make_stage
+        self._data = data
+        self._epochs = _snapshot_epochs(experiment.settings.values())
+
+    def model(self, method: Method, placement: Placement) -> TrainedModel:
+        """Return the stages of a defended model.
+
+        Raises:
+            ConfigError: the experiment draws no fold for a role that the defense reads.
+        """
+        defense = method.cls(method.config)
+        snapshot = defense.snapshot()
+        if snapshot is None:
+            return self._trained(method, placement, placement.seed)
+        epochs = self._epochs[canonical_json(snapshot.defense)]
+        base = resolve_method("defenses", snapshot.defense, method.name)
+        training = self._trained(base, placement, placement.seed, {"snapshots": epochs})
+        config = {**training.stage.config, "defense": method.document(), "epoch": snapshot.epoch}
+        del config["snapshots"], config["threads"]
+        methods = (self._experiment.model, method)
+        label = f"snapshot {placement.title}"
+        stage = self._make(
+            "snapshot", config, {"training": training.stage}, {}, label, methods, part=placement.part, weight=2.0
+        )
+        return TrainedModel(stage, {"training": training.stage, **training.ancestors})
+
+    def _trained(
+        self, method: Method, placement: Placement, seed: int, extra: dict[str, Any] | None = None
+    ) -> TrainedModel:
+        defense = method.cls(method.config)
+        teachers: dict[str, Stage] = {}
+        for name, teacher in defense.teachers().items():
+            taught = resolve_method("defenses", teacher.defense, f"{method.name}: teacher {name}")
+            if teacher.own_rows:
+                rows = {"of": method.document(), "teacher": name, "seed": seed}
+                own = self._trained(taught, placement, derive_seed(seed, f"teacher/{name}"), {"rows": rows})
+            else:
+                own = self._trained(taught, placement, seed)
+            teachers[f"{TEACHER}{name}"] = own.stage
+            teachers |= own.ancestors
+        fold_of = {role: self._fold(role, method, placement) for role in ("train", *defense.reads)}
+        if placement.fold_of["val"] in placement.folds.rows:
+            fold_of["val"] = placement.fold_of["val"]
+        config = {
+            "model": self._experiment.model.document(),
+            "defense": method.document(),
+            "recipe": self._experiment.file.recipe.model_dump(mode="json"),
+            "seed": seed,
+            "labels": "private",
+            "folds": fold_of,
+            **self._data,
+            **(extra or {}),
+        }
+        taught_by = config.get("rows", {}).get("of")
+        parents = (resolve_method("defenses", taught_by, method.name),) if taught_by else ()
+        stage = self._make(
+            "train",
+            config,
+            {name: each for name, each in teachers.items() if name.startswith(TEACHER)},
+            dict.fromkeys(fold_of.values(), placement.folds),
+            f"train {placement.title}" if not extra or "rows" not in extra else f"teacher {placement.title}",
+            (self._experiment.model, method, *parents),
+            part=placement.part,
+            weight=12.0 if parents else 10.0,
+            training=True,
+        )
+        return TrainedModel(stage, teachers)
+
+    @staticmethod
+    def _fold(role: str, method: Method, placement: Placement) -> str:
+        fold = placement.fold_of[role]
+        if role != "train":
+            try:
+                placement.folds.require(fold)
+            except ConfigError as error:
+                raise ConfigError(f"defense {method.name!r} trains on fold {fold!r}: {error}") from error
+        return fold
+
+
+def check_model(method: Method, model: type[Classifier], num_classes: int, recipe: Any, train_size: int) -> list[str]:
+    """Return the warnings of a defense for this model, recipe and size of the training fold.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    defense = method.cls(method.config)
+    warnings: list[str] = [*defense.check(model, num_classes), *defense.check_training(recipe, train_size)]
+    return warnings
+
+
+def _snapshot_epochs(methods: Iterable[Method]) -> dict[bytes, list[int]]:
+    """Return, for each training that snapshots are taken of, all their epochs: one training serves them."""
+    epochs: dict[bytes, set[int]] = {}
+    for method in methods:
+        snapshot = method.cls(method.config).snapshot()
+        if snapshot is not None:
+            epochs.setdefault(canonical_json(snapshot.defense), set()).add(snapshot.epoch)
+    return {key: sorted(found) for key, found in epochs.items()}

@@ -1,0 +1,73 @@
+"""The tables that all sections of the HTML report are made of."""
+
+from __future__ import annotations
+
+from oakum.report._markup import Markup, tag
+from oakum.report._marks import mark
+from oakum.report._numbers import mean_text, number, range_text
+from oakum.report._overview import Overview, Setting, unit_of
+from oakum.report._palette import Look
+from oakum.report.statistics import Spread
+
+
+def plain_table(head: Markup, rows: list[Markup], caption: str | None, class_: str | None = None) -> Markup:
+    """Return a table that scrolls sideways where it must; `head` holds rows."""
+    title = tag("caption", caption) if caption else None
+    return tag("div", tag("table", title, tag("thead", head), tag("tbody", *rows), class_=class_), class_="scroll")
+
+
+def matrix_table(head: Markup, rows: list[Markup], class_: str = "wide") -> Markup:
+    """Return a table of many columns, whose first column stays in place when the rest is scrolled."""
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="matrix")
+    return tag("div", table, class_=f"scroll matrix-frame {class_}", tabindex=0, role="region", aria_label="Table")
+
+
+def row_head(setting: Setting, styles: dict[str, Look], remark: str = "") -> Markup:
+    """Return the first cell of a setting's row: its mark, its label, and a remark in small print."""
+    small = tag("small", remark) if remark else None
+    return tag("th", mark(styles[setting.label]), Markup("&ensp;"), setting.label, small, scope="row")
+
+
+def baseline_first(view: Overview) -> list[Setting]:
+    """Return the settings in the order of the record, the baseline in front."""
+    return sorted(view.settings, key=lambda setting: setting != view.baseline)
+
+
+def first_class(place: int) -> str | None:
+    """Return the class of the first column of a group, which is set apart by a rule."""
+    return None if place else "first"
+
+
+def figure_cell(
+    values: Spread, metric: str, flags: tuple[str, ...], classes: list[str | None], signs: list[str]
+) -> Markup:
+    """Return a cell with the mean and, small, the range of seeds; its tooltip holds every seed and flag.
+
+    `metric` is a key or its last part and decides how numbers are written; `signs` point to footnotes.
+    """
+    unit = unit_of(metric)
+    style = " ".join(name for name in classes if name) or None
+    if values.mean is None:
+        text = mean_text(values, unit) if values.state == "unresolved" else "\N{EN DASH}"
+        title = "; ".join(values.reasons) or "not measured"
+        return tag("td", tag("span", text, class_="none"), title=title, class_=style)
+    listed = [f"seed {seed}: {_with_interval(values, seed, metric)}" for seed in values.values]
+    listed += [f"seed {seed}: unresolved, {reason}" for seed, reason in values.unresolved.items()]
+    listed += [f"flag: {flag}" for flag in flags]
+    return tag(
+        "td",
+        tag("span", number(values.mean, unit, mark=False), class_="main"),
+        tag("sup", "".join(signs)) if signs else None,
+        tag("small", range_text(values, unit)),
+        title="\n".join(listed),
+        class_=style,
+    )
+
+
+def _with_interval(values: Spread, seed: int, metric: str) -> str:
+    unit = unit_of(metric)
+    text = number(values.values[seed], unit)
+    interval = values.intervals.get(seed)
+    if interval is None:
+        return text
+    return f"{text} ({number(interval[0], unit, mark=False)} to {number(interval[1], unit, mark=False)})"
