@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from oakum.audit import AttackResult, Audit
 from oakum.metrics.membership import FPR_LEVELS
 
 _CHANCE = 0.5
+_WIDTH = 120
 _COLUMNS = {
     "auc": "AUC [95 % interval]",
     **{f"tpr_at_fpr_{fpr:g}": f"TPR@{100 * fpr:g}%" for fpr in FPR_LEVELS},
@@ -15,11 +18,12 @@ _COLUMNS = {
 
 
 def describe(audit: Audit) -> str:
-    """Return the audit as lines of plain text."""
+    """Return the audit as plain text; prose is wrapped at 120 columns, the table may be wider."""
     notes = [f"Warning: {warning}" for warning in audit.warnings]
     notes += [f"Flag: {attack.name}: {flag}" for attack in audit.attacks for flag in attack.flags]
     notes += [f"Unresolved: {reason}" for reason in _unresolved(audit)]
-    parts = [[_title(audit), _accuracies(audit)], _table(audit), notes, conclusions(audit)]
+    prose = [[textwrap.fill(line, _WIDTH) for line in lines] for lines in (notes, conclusions(audit))]
+    parts = [[_title(audit), _accuracies(audit)], _table(audit), *prose]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -110,7 +114,7 @@ def _finding(audit: Audit) -> str:
         choice = "; it is the largest value, and its interval does not count that choice" if len(lows) > 1 else ""
         return (
             f"The model leaks membership: {name} scores a random member above a random non-member in "
-            f"{_share(aucs[name].value or 0.0)} of pairs, against 50 % by chance{choice}."
+            f"{_share(aucs[name].value or 0.0)} of pairs (ties count half), against 50 % by chance{choice}."
         )
     highs = {each: metric.high for each, metric in aucs.items() if metric.high is not None}
     turned = min(highs, key=lambda each: highs[each])

@@ -179,6 +179,28 @@ def test_no_teacher_is_asked_about_a_sample_that_it_trained_on() -> None:
     assert set(answers.values()) == {2} and len(answers) == len(fold)
 
 
+def test_the_label_of_a_sample_does_not_reach_its_own_target_nor_that_of_its_twins() -> None:
+    def targets(defense: SELENA, fold: LabeledData) -> Tensor:
+        modules = {}
+        for number, name in enumerate(defense.teachers()):
+            chosen = defense.teacher_rows(name, fold, 1)
+            own = TrainingLoop(LabeledData(fold.x[chosen], fold.y[chosen]), None, RECIPE)
+            modules[name] = Defense(Defense.Config()).fit(state(100 + number), own).eval()
+        loaders = {name: lambda module=module: module for name, module in modules.items()}
+        grouped = defense.config.group_duplicates
+        return split_targets(loaders, fold.x, left_out_teachers(fold.x, 1, 5, 2, grouped), torch.device("cpu"))
+
+    fold = data()
+    fold.x[20] = fold.x[8]
+    other = LabeledData(fold.x, fold.y.clone())
+    other.y[8] = (other.y[8] + 1) % CLASSES
+    for grouped in (True, False):
+        defense = selena(group_duplicates=grouped)
+        changed = (targets(defense, fold) != targets(defense, other)).any(dim=1)
+        assert not changed[8] and changed.sum() > 10
+        assert bool(changed[20]) == (not grouped)
+
+
 def test_the_student_minimizes_the_cross_entropy_with_its_targets() -> None:
     """A plain twin of the loop: same order of batches, soft targets looked up by position, true labels unread."""
     from oakum.seeding import derive_seed, torch_generator

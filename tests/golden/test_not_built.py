@@ -10,7 +10,7 @@ def skip(case) -> None:
 
 
 _CHECKED_ELSEWHERE = (
-    r"relaxloss/|losses/|advreg/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/(?!accuracy)"
+    r"relaxloss/|losses/|advreg/|partition/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/(?!accuracy)"
     r"|dep\d+/|bido\d+/|gmi/|eval/|forward/|wgan_|nets_json|networks/|schedule/"
 )
 OWNS = rf"(?!{_CHECKED_ELSEWHERE})"
@@ -19,8 +19,6 @@ RULES = [
     (r"(?P<case>gradnorm)/.*", skip),
     (r"(?P<case>normmetrics)/.*", skip),
     (r"(?P<case>nnattack)/.*", skip),
-    (r"partition/seed", None),
-    (r"(?P<case>partition/[^/]+)/.*", skip),
     (r"(?P<case>vib)/.*", skip),
     (r"(?P<case>kedmi/mbd)_.*", skip),
     (r"(?P<case>kedmi/attack)_.*", skip),

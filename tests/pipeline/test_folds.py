@@ -79,5 +79,5 @@ def test_folds_share_no_sample(loaded: LoadedFolds) -> None:
 
 
 def test_a_missing_fold_is_named(loaded: LoadedFolds) -> None:
-    with pytest.raises(ConfigError, match=r"needs fold 'reference'; add it to `folds.rules` \(drawn: canary, "):
+    with pytest.raises(ConfigError, match=r"needs fold 'reference'; let `folds.rules` take it \(drawn: canary, "):
         loaded.require("reference")

@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused_before_work(plan: Callable[..., Plan], change
 
 def test_a_masking_defense_brings_the_label_only_attack(plan: Callable[..., Plan]) -> None:
     assert "membership.clean.label_only" not in cell(plan(), "none").stages
-    masked = plan("settings.hamp=hamp")
+    masked = plan("settings.hamp={name: hamp, gamma: 0.5, alpha: 0.03}")
     assert all("membership.clean.label_only" in each.stages for each in masked.cells)
 
 

@@ -223,3 +223,187 @@ def build_run(home: Path, seeds: int = 3, labels: tuple[str, ...] = tuple(SETTIN
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three seeds of all settings, on public data."""
     return build_run(tmp_path_factory.mktemp("run"))
+
+
+# Attack -> access, and whether its scores and its thresholds are fitted to a shadow model.
+ATTACKS: dict[str, tuple[str, bool, bool]] = {
+    "nn": ("scores", True, False),
+    "confidence": ("scores", False, True),
+    "loss": ("scores", False, True),
+    "entropy": ("scores", False, True),
+    "modified_entropy": ("scores", False, True),
+    "correctness": ("label", False, False),
+    "grad_x_l1": ("weights", False, True),
+    "grad_x_l2": ("weights", False, True),
+    "grad_w_l1": ("weights", False, True),
+    "grad_w_l2": ("weights", False, True),
+    "label_only": ("label", False, True),
+    "label_rank": ("label", False, True),
+    "inverted_classifier": ("weights", True, True),
+}
+# Label -> defense, accuracies on train and test, leak (AUC above one half), and how much of it the vanilla shadow sees.
+WIDE_SETTINGS: dict[str, tuple[str, float, float, float, float]] = {
+    "none": ("none", 1.0, 0.705, 0.345, 1.0),
+    "relaxloss alpha=0.5": ("relaxloss", 0.97, 0.731, 0.17, 0.1),
+    "relaxloss alpha=1.0": ("relaxloss", 0.87, 0.738, 0.07, 0.0),
+    "advreg": ("advreg", 0.95, 0.69, 0.24, 0.5),
+    "advreg (Nasr et al.)": ("advreg", 0.93, 0.68, 0.22, 0.5),
+    "advreg log": ("advreg", 0.94, 0.685, 0.23, 0.45),
+    "dpsgd epsilon=8": ("dpsgd", 0.46, 0.45, 0.008, 0.3),
+    "dpsgd epsilon=100": ("dpsgd", 0.55, 0.52, 0.02, 0.3),
+    "dpsgd high utility": ("dpsgd", 0.72, 0.63, 0.09, 0.6),
+    "confidence penalty": ("confidence_penalty", 1.0, 0.712, 0.29, 0.2),
+    "distillation": ("distillation", 0.99, 0.719, 0.27, 0.7),
+    "dropout": ("dropout", 1.0, 0.721, 0.33, 0.9),
+    "early stopping, epoch 25": ("early_stopping", 0.74, 0.66, 0.05, 0.4),
+    "early stopping, epoch 50": ("early_stopping", 0.83, 0.69, 0.12, 0.6),
+    "label smoothing": ("label_smoothing", 1.0, 0.72, 0.31, 0.0),
+    "memguard": ("memguard", 1.0, 0.705, 0.345, 0.0),
+    "hamp": ("hamp", 0.92, 0.70, 0.20, 0.05),
+    "selena": ("selena", 0.75, 0.68, 0.06, 0.4),
+}
+MASKED = ("memguard", "hamp")
+
+
+@dataclass(frozen=True)
+class Filed:
+    """What a manifest says; `name` is the attack, and seed and shift make its scores."""
+
+    summary: dict[str, Any]
+    shift: float
+    seed: int
+    created: float = 1_760_000_000.0
+
+
+@dataclass(frozen=True)
+class MemoryStore:
+    """Manifests by key; evidence is drawn when it is read."""
+
+    manifests: dict[str, Filed]
+
+    def manifest(self, kind: str, key: str) -> Filed | None:
+        return self.manifests.get(key)
+
+    def read(self, manifest: Filed, name: str) -> bytes:
+        if name == "history.json":
+            return history(0.7 + 0.3 * manifest.shift, np.random.default_rng(manifest.seed))
+        member = np.arange(2000) < 1000
+        return parquet(
+            score=np.random.default_rng(manifest.seed).normal(0, 1, 2000) + 3 * manifest.shift * member,
+            is_member=member,
+        )
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A run of many attacks against many defenses."""
+
+    record: RunRecord
+    store: MemoryStore
+
+    def with_cells(self, change: Callable[[CellRecord], CellRecord]) -> RunRecord:
+        return replace(self.record, cells=tuple(change(cell) for cell in self.record.cells))
+
+
+def wide_metrics(attack: str, leak: float, seen: float, rng: np.random.Generator) -> dict[str, MetricValue]:
+    """Return the metrics of one attack; `seen` is the share of the leak that the vanilla shadow finds."""
+    access, fits_scores, fits_thresholds = ATTACKS[attack]
+    strength = leak * {"label": 0.55, "weights": 1.02, "scores": 0.95}[access]
+
+    def value(center: float, noise: float = 0.004) -> MetricValue:
+        drawn = float(np.clip(center + noise * rng.normal(), 0, 1))
+        return MetricValue(drawn, drawn - 0.01, drawn + 0.01, "low")
+
+    found = {"auc": value(0.5 + strength), "average_precision": value(0.5 + strength)}
+    found |= {
+        "tpr_at_fpr_0.001": MetricValue(None, wants="low", note="unresolved: needs 10,000 non-members, has 1,000"),
+        "tpr_at_fpr_0.01": value(0.01 + 0.2 * strength, 0.002),
+        "tpr_at_fpr_0.05": value(0.05 + 0.5 * strength, 0.002),
+        "tpr_at_fpr_0.1": value(0.1 + 0.8 * strength, 0.002),
+    }
+    if fits_scores:
+        found |= {f"{name}.vanilla_shadow": value(0.5 + strength * seen) for name in ("auc", "average_precision")}
+        found["tpr_at_fpr_0.01.vanilla_shadow"] = value(0.01 + 0.2 * strength * seen, 0.002)
+    balanced = found["balanced_accuracy"] = value(0.5 + 0.8 * strength)
+    is_fitted = fits_scores or fits_thresholds
+    found["balanced_accuracy.vanilla_shadow"] = value(0.5 + 0.8 * strength * seen, 0.001) if is_fitted else balanced
+    if fits_thresholds:
+        found["balanced_accuracy_per_class"] = value(0.5 + 0.82 * strength)
+        found["balanced_accuracy_per_class.vanilla_shadow"] = value(0.5 + 0.82 * strength * seen, 0.001)
+    return found
+
+
+def wide_cell(label: str, seed: int, manifests: dict[str, Filed]) -> CellRecord:
+    defense, train, test, leak, seen = WIDE_SETTINGS[label]
+    place = list(WIDE_SETTINGS).index(label)
+    rng = np.random.default_rng([7, place, seed])
+    stages: dict[str, StageRef] = {"target.clean": StageRef("train", sha256_hex(f"{label}|{seed}".encode()))}
+    manifests[stages["target.clean"].key] = Filed({}, leak, 100 * place + seed)
+    metrics = {
+        "utility/train_accuracy": MetricValue(min(1.0, train + 0.002 * float(rng.normal()))),
+        "utility/test_accuracy": MetricValue(test + 0.004 * float(rng.normal()), wants="high"),
+        "utility/test_top5_accuracy": MetricValue(min(1.0, test + 0.25), wants="high"),
+        "utility/train_loss_mean": MetricValue(1.7e-4 + 3 * (0.345 - leak)),
+        "utility/train_loss_variance": MetricValue(1.5e-8 + (0.345 - leak)),
+        "utility/test_loss_mean": MetricValue(1.13 + 0.02 * float(rng.normal())),
+        "utility/test_loss_variance": MetricValue(0.4 + 10 * leak),
+        "cost/train_seconds": MetricValue(900.0 + 30 * place),
+        "cost/shadow_seconds": MetricValue(880.0 + 30 * place),
+    }
+    if defense == "dpsgd":
+        epsilon = {"dpsgd epsilon=8": 7.99, "dpsgd epsilon=100": 99.8}.get(label)
+        note = "add/remove neighbors, Poisson sampling, prv accountant"
+        note = note if epsilon else "add/remove neighbors, Poisson sampling, no finite bound: there is too little noise"
+        metrics |= {
+            "privacy/delta": MetricValue(1e-5),
+            "privacy/epsilon": MetricValue(epsilon, wants="low", note=note),
+            "privacy/noise_multiplier": MetricValue(0.71 if epsilon else 0.01),
+        }
+    flags = []
+    for attack, (access, _, _) in ATTACKS.items():
+        own = -0.09 if (label, attack) == ("hamp", "entropy") else leak
+        if label == "memguard" and access == "scores":
+            own = 0.02
+        metrics |= {f"membership/{attack}/{name}": each for name, each in wide_metrics(attack, own, seen, rng).items()}
+        ref = StageRef("membership", sha256_hex(f"{label}|{seed}|{attack}".encode()))
+        stages[f"membership.clean.{attack}"] = ref
+        manifests[ref.key] = Filed({"access": access}, own, 10_000 * place + 100 * seed + len(attack))
+        role = f"membership.clean.{attack}"
+        if label in MASKED and access == "weights":
+            flags.append(f"{role}: acts on the weights, which the mask does not cover")
+        if own < 0:
+            flags.append(f"{role}: inverted signal")
+        if seen == 0.0 and ATTACKS[attack][2]:
+            flags.append(f"{role}: one class predicted (vanilla shadow)")
+        if seen < 0.45 and access == "weights":
+            flags.append(f"{role}: zero gradients")
+    return CellRecord(label, defense, {"strength": leak}, seed, metrics, stages, tuple(flags))
+
+
+def build_wide(seeds: int = 3) -> Wide:
+    """Build a run of all attacks against all settings of `WIDE_SETTINGS`."""
+    manifests: dict[str, Filed] = {}
+    cells = tuple(wide_cell(label, seed, manifests) for label in WIDE_SETTINGS for seed in range(seeds))
+    names = [f"balanced_accuracy{part}{shadow}" for part in ("", "_per_class") for shadow in ("", ".vanilla_shadow")]
+    chance = {
+        f"membership/{attack}/{name}": 0.5 for attack in ATTACKS for name in ("auc", "auc.vanilla_shadow", *names)
+    }
+    record = RunRecord(
+        name="cifar10-membership",
+        description="Defenses against membership inference, every attack on every defense; numbers are drawn.",
+        run_key=sha256_hex(b"wide"),
+        plan_key=sha256_hex(b"wide plan"),
+        config={"attacks": {"membership": [{"name": name} for name in ATTACKS], "nonmembers": "test"}},
+        data={"name": "drawn", "public": True, "input_shape": [3, 32, 32]},
+        chance={**chance, "utility/test_accuracy": 0.1},
+        cells=cells,
+        shared=(),
+        code={"oakum": "0.1.0", "commit": "3f9c2d1" + "0" * 33, "dirty": False},
+    )
+    return Wide(record, MemoryStore(manifests))
+
+
+@pytest.fixture(scope="session")
+def wide() -> Wide:
+    """Three seeds of 18 settings against 13 attacks."""
+    return build_wide()

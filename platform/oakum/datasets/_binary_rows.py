@@ -55,8 +55,8 @@ def _read_lines(file: IO[bytes], columns: int, where: str) -> tuple[NDArray[np.u
     block: list[bytes] = []
     while line := file.readline(longest):
         text = line.rstrip(b"\r\n").replace(b'"', b"")
-        if len(text) < width:
-            raise _bad_line(where, len(prefixes) + 1, f"expected {columns} values, it has {text.count(b',') + 1}")
+        if not width <= len(text) <= width + _LONGEST_PREFIX:
+            raise _bad_line(where, len(prefixes) + 1, f"expected {columns} zeros and ones")
         prefixes.append(text[:-width])
         block.append(text[-width:])
         if len(block) == _LINES_AT_ONCE:

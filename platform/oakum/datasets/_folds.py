@@ -112,7 +112,7 @@ class FoldsConfig(FrozenConfig):
         if "released" not in info.data:
             return rules
         if info.data["released"] is None and not rules:
-            raise ValueError("at least one rule is needed")
+            raise ValueError("at least one rule is needed, or `released`")
         if info.data["released"] is not None and rules:
             raise ValueError("`released` gives every fold; leave out one of the two")
         return rules

@@ -72,12 +72,13 @@ class Purchase100(DataSource):
 
 
 def _read_rows(source: Path, progress: Progress) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    def parse(name: str, file: IO[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return read_labeled_binary_rows(file, _FEATURES, _CLASSES, f"{source}: {name}")
-
     if source.is_file():
         with source.open("rb") as file:
             if file.read(len(_GZIP)) != _GZIP:
                 file.seek(0)
-                return parse(source.name, file)
+                return read_labeled_binary_rows(file, _FEATURES, _CLASSES, str(source))
+
+    def parse(name: str, file: IO[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return read_labeled_binary_rows(file, _FEATURES, _CLASSES, f"{source}: {name}")
+
     return parse_source(source, [_FILE], _ARCHIVE, (".",), parse, progress)[_FILE]

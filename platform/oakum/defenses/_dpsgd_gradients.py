@@ -80,6 +80,11 @@ class PrivateGradients:
         self._is_ghost = per_sample == "ghost"
         self._generator = torch_generator(0, str(state.device))
         self._collective = state.collective
+        self._convolutions = [
+            layer.register_forward_pre_hook(_rearrange)
+            for layer in state.model.modules()
+            if isinstance(layer, nn.modules.conv._ConvNd)
+        ]
         self._hooks = (
             GradSampleHooksFastGradientClipping(state.model, max_grad_norm=max_grad_norm)
             if self._is_ghost
@@ -115,6 +120,8 @@ class PrivateGradients:
         """Remove all hooks and per-sample gradients from the model."""
         self._optimizer.zero_grad(set_to_none=True)
         self._hooks.cleanup()
+        for handle in self._convolutions:
+            handle.remove()
 
     def _nothing(self, state: TrainState, batch: Batch) -> Tensor:
         for parameter in self._optimizer.params:
@@ -128,6 +135,11 @@ class PrivateGradients:
     def _sum_over_workers(self, optimizer: Any) -> None:
         for parameter in optimizer.params:
             parameter.grad = self._collective.sum(parameter.grad)
+
+
+def _rearrange(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give inputs of convolutions rows in memory order: Opacus 1.6 takes any other (channels_last) for it, silently."""
+    return tuple(each.reshape(-1).view(each.shape) for each in inputs)
 
 
 def require_per_sample_gradients(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""MemGuard's first phase: the noise that takes a vector of scores across the detector's boundary (whole batches)."""
+"""MemGuard's first phase: the noise that takes a vector of scores across the detector's boundary, in whole batches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Variant = Literal["paper", "released_code"]
 MAX_STEPS = 299
 STEP_SIZE = 0.1
 LABEL_WEIGHT = 10.0
-# Weights of the distance, one after the other: the last one with which the search succeeds gives the noise.
+# Weights of the distance, one after the other; the last one with which the search succeeds gives the noise.
 DISTANCE_WEIGHTS = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
-# Vectors so near to the boundary stay as they are, in probability of membership.
+# A clean vector as near as this to the boundary, in probability of membership, needs no noise.
 UNDECIDED = 1e-5
-# Bisection ends so near to the boundary, in probability of membership, or after so many halvings.
+# Bisection ends as near as this to the boundary, or after so many halvings.
 TOLERANCE = 1e-3
 MAX_HALVINGS = 20
 
@@ -29,12 +29,13 @@ class Perturbation:
     """What the search came to for each of B vectors.
 
     Attributes:
-        logits: (B, C) in the dtype of the clean ones, which they equal where nothing was needed or found; the argmax
+        logits: (B, C) in the dtype of the clean ones, which they equal where no noise was needed or found; the argmax
             never changes.
-        is_found: (B,) bool: noise was found.
-        is_failed: (B,) bool: noise was needed, and none was found within the steps.
-        distance: (B,) float64, the L1 distance between the clean and the perturbed probabilities, in [0, 2].
-        clean_margin, margin: (B,) float64, |g - 0.5| of the clean and of the perturbed vector, in [0, 0.5].
+        is_found: (B,) bool, noise was found.
+        is_failed: (B,) bool, noise was needed, and none was found within the steps.
+        distance: (B,) float64, L1 distance between clean and perturbed probabilities, in [0, 2].
+        clean_margin: (B,) float64, |g - 0.5| of the clean vector, in [0, 0.5].
+        margin: the same of the perturbed vector.
     """
 
     logits: Tensor
@@ -45,47 +46,51 @@ class Perturbation:
     margin: Tensor
 
 
-def perturb(
-    logits: Tensor, detector: nn.Module, *, variant: Variant = "paper", bisects: bool = True
-) -> Perturbation:
-    """Return the smallest noise found for each vector (Jia et al. 2019, algorithm 1), computed in float64.
+@torch.no_grad()
+def perturb(logits: Tensor, detector: nn.Module, *, variant: Variant = "paper", bisect: bool = False) -> Perturbation:
+    """Return the smallest noise found for each vector (Jia et al. 2019, phase I).
 
-    Each vector is moved by steps of length 0.1 down the gradient of |u| + 10 max(0, max_{j != l} z_j - z_l)
-    + w ||softmax(z) - s||_1 until its argmax is l and the detector's u = logit(g) has changed sign; then again with w ten times as
-    large, from 0.1 to 1e5, until a search fails after 299 steps. The last success counts.
+    With l the argmax of the clean logits, s their softmax, g the detector's probability and u = logit(g): each vector
+    is moved by steps of length 0.1 down the gradient of
+
+        |u| + 10 max(0, max_{j != l} z_j - z_l) + w ||softmax(z) - s||_1
+
+    until its argmax is l and u has lost the sign it started with; then from the start again with w ten times as large,
+    from 0.1 to 1e5, until 299 steps are not enough. The last success counts. Vectors do not influence one another, and
+    float64 keeps the rounding of larger or smaller batches from growing on the way.
 
     Args:
-        logits: clean ones, (B, C), without gradient.
-        detector: see `Detector`, in float64, on the device of `logits`; its weights get no gradients.
+        logits: clean ones, (B, C), on the detector's device; B may be 0.
+        detector: see `Detector`, in float64.
         variant: `paper` lets the detector read every iterate sorted, as it reads what is released; `released_code`
-            keeps the places that the clean vector's classes have when sorted.
-        bisects: whether to look between the last two iterates for a point with |g - 0.5| <= 1e-3 on either side, instead
-            of taking the first iterate beyond the boundary.
+            keeps the places that the classes have in the sorted clean vector.
+        bisect: look between the last two iterates for a point with |g - 0.5| <= 1e-3, on either side, instead of taking
+            the first iterate beyond the boundary.
     """
-    clean = logits.detach().double()
-    label = logits.argmax(dim=1)
-    clean_u = membership_logits(detector, clean.softmax(dim=1)).detach()
+    clean = logits.double()
+    scores = clean.softmax(dim=1)
+    clean_u = membership_logits(detector, scores)
     clean_margin = _margin(clean_u)
-    queries = _Queries(clean, label, clean.argsort(dim=1, stable=True), clean_u)
+    is_needed = clean_margin > UNDECIDED
+    rows = is_needed.nonzero().squeeze(1)
+    queries = _Queries(clean, scores, logits.argmax(dim=1), clean.argsort(dim=1, stable=True), clean_u)
     search = _Search(detector, variant, logits.dtype)
-    needed = clean_margin > UNDECIDED
-    rows = needed.nonzero().squeeze(1)
     inside, outside, crossed = search.run(queries[rows])
     rows, inside, outside = rows[crossed], inside[crossed], outside[crossed]
-    if bisects:
+    if bisect:
         outside = search.bisect(queries[rows], inside, outside)
-    found = torch.zeros_like(needed)
-    found[rows] = True
-    perturbed = logits.detach().clone()
+    is_found = torch.zeros_like(is_needed)
+    is_found[rows] = True
+    perturbed = logits.clone()
     perturbed[rows] = outside.to(logits.dtype)
     probabilities = perturbed.double().softmax(dim=1)
     return Perturbation(
         logits=perturbed,
-        is_found=found,
-        is_failed=needed & ~found,
-        distance=(probabilities - clean.softmax(dim=1)).abs().sum(dim=1),
+        is_found=is_found,
+        is_failed=is_needed & ~is_found,
+        distance=(probabilities - scores).abs().sum(dim=1),
         clean_margin=clean_margin,
-        margin=_margin(membership_logits(detector, probabilities).detach()),
+        margin=_margin(membership_logits(detector, probabilities)),
     )
 
 
@@ -95,9 +100,10 @@ def _margin(u: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Queries:
-    """Vectors under search: clean logits (B, C) float64, their argmax (B,), sorting order (B, C), and u (B,)."""
+    """Vectors under search: clean logits and scores, (B, C) float64, argmax (B,), sorting order (B, C), and u (B,)."""
 
     clean: Tensor
+    scores: Tensor
     label: Tensor
     order: Tensor
     clean_u: Tensor
@@ -106,7 +112,8 @@ class _Queries:
         return len(self.label)
 
     def __getitem__(self, rows: Tensor) -> _Queries:
-        return _Queries(self.clean[rows], self.label[rows], self.order[rows], self.clean_u[rows])
+        parts = (self.clean, self.scores, self.label, self.order, self.clean_u)
+        return _Queries(*(part[rows] for part in parts))
 
 
 class _Search:
@@ -130,48 +137,51 @@ class _Search:
             inside[rows], outside[rows], found[rows] = before[crossed], after[crossed], True
         return inside, outside, found
 
-    @torch.enable_grad()
     def _descend(self, queries: _Queries, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the last two iterates, each (B, C), and whether the last one is a success, (B,) bool."""
-        z = queries.clean
-        inside, outside = z.clone(), z.clone()
+        """Return the last two iterates of successes, each (B, C), and which rows are successes, (B,) bool."""
+        inside, outside = queries.clean.clone(), queries.clean.clone()
         crossed = torch.zeros_like(queries.label, dtype=torch.bool)
-        rows = torch.arange(len(queries), device=z.device)
-        for step in range(MAX_STEPS + 1):
-            z = z.detach().requires_grad_(True)
-            probabilities = z.softmax(dim=1)
-            u = self._membership_logits(queries, probabilities)
-            going = torch.ones_like(crossed[rows])
-            if step > 0:
-                outside[rows] = z.detach()
-                going = ~self._is_success(queries, z, u)
-                crossed[rows[~going]] = True
-                if step == MAX_STEPS or not going.any():
-                    break
-            loss = u.abs() + self._cost(queries, z, probabilities, weight)
-            (gradient,) = torch.autograd.grad(loss.sum(), z)
-            rows, queries, z, gradient = rows[going], queries[going], z.detach()[going], gradient[going]
-            inside[rows] = z
-            norm = gradient.norm(dim=1, keepdim=True)
-            z = z - STEP_SIZE * gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        rows = torch.arange(len(queries), device=crossed.device)
+        z = queries.clean
+        _, direction = self._read(queries, z, weight)
+        for _ in range(MAX_STEPS):
+            if not len(rows):
+                break
+            before, z = z, z - STEP_SIZE * direction
+            u, direction = self._read(queries, z, weight)
+            is_success = self._is_success(queries, z, u)
+            if is_success.any():
+                done = rows[is_success]
+                inside[done], outside[done], crossed[done] = before[is_success], z[is_success], True
+                rows, queries, z, direction = (part[~is_success] for part in (rows, queries, z, direction))
         return inside, outside, crossed
 
+    @torch.enable_grad()
+    def _read(self, queries: _Queries, z: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """Return u (B,) and the loss's gradient at z, scaled to length 1 (or 0, where it vanishes), (B, C)."""
+        z = z.detach().requires_grad_(True)
+        probabilities = z.softmax(dim=1)
+        u = self._membership_logits(queries, probabilities)
+        loss = u.abs() + _cost(queries, z, probabilities, weight)
+        (gradient,) = torch.autograd.grad(loss.sum(), z)
+        norm = gradient.norm(dim=1, keepdim=True)
+        return u.detach(), gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
     def bisect(self, queries: _Queries, inside: Tensor, outside: Tensor) -> Tensor:
-        """Return points (B, C) between two iterates of which the second is a success, which the argmax never leaves."""
+        """Return points (B, C) between two iterates, of which the second is a success, with the clean argmax."""
         result = outside.clone()
         rows = torch.arange(len(queries), device=result.device)
         for _ in range(MAX_HALVINGS):
             if not len(rows):
                 break
             middle = (inside + outside) / 2
-            u = self._membership_logits(queries, middle.softmax(dim=1)).detach()
-            keeps_label = middle.to(self._dtype).argmax(dim=1) == queries.label
-            success = keeps_label & (u * queries.clean_u <= 0)
-            near = keeps_label & (_margin(u) <= TOLERANCE)
-            inside = torch.where(success[:, None], inside, middle)
-            outside = torch.where(success[:, None], middle, outside)
-            result[rows] = torch.where(near[:, None], middle, outside)
-            rows, queries, inside, outside = rows[~near], queries[~near], inside[~near], outside[~near]
+            u = self._membership_logits(queries, middle.softmax(dim=1))
+            is_success = self._is_success(queries, middle, u)[:, None]
+            is_near = self._keeps_label(queries, middle) & (_margin(u) <= TOLERANCE)
+            inside = torch.where(is_success, inside, middle)
+            outside = torch.where(is_success, middle, outside)
+            result[rows] = torch.where(is_near[:, None], middle, outside)
+            rows, queries, inside, outside = rows[~is_near], queries[~is_near], inside[~is_near], outside[~is_near]
         return result
 
     def _membership_logits(self, queries: _Queries, probabilities: Tensor) -> Tensor:
@@ -181,12 +191,16 @@ class _Search:
         return logits.squeeze(1)
 
     def _is_success(self, queries: _Queries, z: Tensor, u: Tensor) -> Tensor:
-        return (u * queries.clean_u <= 0) & (z.to(self._dtype).argmax(dim=1) == queries.label)
+        return (u * queries.clean_u <= 0) & self._keeps_label(queries, z)
 
-    @staticmethod
-    def _cost(queries: _Queries, z: Tensor, probabilities: Tensor, weight: float) -> Tensor:
-        label = queries.label[:, None]
-        largest_other = z.scatter(1, label, -torch.inf).max(dim=1).values
-        excess = (largest_other - z.gather(1, label).squeeze(1)).relu()
-        distance = (probabilities - queries.clean.softmax(dim=1)).abs().sum(dim=1)
-        return LABEL_WEIGHT * excess + weight * distance
+    def _keeps_label(self, queries: _Queries, z: Tensor) -> Tensor:
+        return z.to(self._dtype).argmax(dim=1) == queries.label
+
+
+def _cost(queries: _Queries, z: Tensor, probabilities: Tensor, weight: float) -> Tensor:
+    """Return the two terms beside |u|, (B,): another argmax, and the distance."""
+    label = queries.label[:, None]
+    largest_other = z.scatter(1, label, -torch.inf).max(dim=1).values
+    excess = (largest_other - z.gather(1, label).squeeze(1)).relu()
+    distance = (probabilities - queries.scores).abs().sum(dim=1)
+    return LABEL_WEIGHT * excess + weight * distance

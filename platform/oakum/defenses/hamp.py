@@ -6,7 +6,6 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from scipy.optimize import brentq
 from torch import Tensor, nn
@@ -58,10 +57,11 @@ def hamp_loss(
         variant: `released_code` divides the divergence by C, as its mean over all B C elements does.
     """
     num_classes = logits.shape[1]
-    smoothing = (1 - true_probability) * num_classes / (num_classes - 1)
-    cross_entropy = F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
-    divergence = cross_entropy - soft_label_entropy(true_probability, num_classes)
     log_probabilities = logits.log_softmax(dim=1)
+    true = log_probabilities.gather(1, y[:, None]).squeeze(1)
+    rest = (1 - true_probability) / (num_classes - 1)
+    cross_entropy = -(true_probability * true + rest * (log_probabilities.sum(dim=1) - true))
+    divergence = cross_entropy - soft_label_entropy(true_probability, num_classes)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
     return divergence / (num_classes if variant == "released_code" else 1) - alpha * entropy
 
@@ -116,22 +116,22 @@ class RankingOnly(nn.Module):
 class HAMP(Defense):
     """Soft labels of entropy gamma ln C, a reward of alpha for each nat of the prediction's entropy, and masked scores.
 
-    A query's answer holds the sorted scores of a random input, given to the classes in the order in which the
-    model ranks them for the query. Labels and rankings stay; values tell nothing of the query but which random input its
+    A query's answer holds the sorted scores of a random input, given to the classes in the order in which the model
+    ranks them for the query. Labels and rankings stay; values tell nothing of the query but which random input its
     content drew, so asking again gives the same answer.
 
-    With weights, an adversary meets the part at training time alone (`unmasked`).
+    The weights show the classifier without the mask (`unmasked`).
 
-    Differs from the paper: `alpha` counts beside a divergence summed over classes, as the formula is written. The released
-    code takes its mean over classes too, so its alpha, learning rate r and weight decay d do what C alpha, r / C and C d do
-    here under SGD; the published alphas belong to `variant: released_code`. The released code also never shuffles,
-    resets the optimizer at every epoch, keeps the best validation epoch, and trains with SGD of momentum 0.99;
-    here the recipe decides, as for every defense. The random input is keyed by the query's content instead of fresh.
+    Differs from the paper: `alpha` counts beside a divergence summed over classes, as the formula is written. The
+    authors' code takes its mean over classes too: its alpha, learning rate r and weight decay d do under SGD what
+    C alpha, r / C and C d do here, and the published alphas belong to `variant: released_code`. That code also keeps
+    the order of batches, starts the optimizer (SGD, momentum 0.99) anew in every epoch, and releases the best
+    validation epoch; here the recipe decides. The random input is keyed by the query's content instead of fresh.
     """
 
     source = Source(
-        title="Overconfidence is a Dangerous Thing: Mitigating Membership Inference Attacks by Enforcing Less Confident "
-        "Prediction",
+        title="Overconfidence is a Dangerous Thing: Mitigating Membership Inference Attacks by Enforcing Less "
+        "Confident Prediction",
         authors="Zitao Chen, Karthik Pattabiraman",
         venue="NDSS",
         year=2024,

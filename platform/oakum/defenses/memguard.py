@@ -20,6 +20,8 @@ from oakum.training.state import TrainState
 if TYPE_CHECKING:
     from oakum.training.loop import LabeledData, TrainingLoop
 
+REFERENCE = "reference"
+
 
 class GuardedClassifier(nn.Module):
     """A classifier beside the detector that its answers are to mislead.
@@ -41,8 +43,8 @@ class GuardedClassifier(nn.Module):
         return answer
 
 
-class MaskedAnswers(nn.Module):
-    """Answers (B, *dims) with the log-probabilities of noisy scores (B, C)."""
+class NoisyAnswers(nn.Module):
+    """Answers queries (B, *dims) with logits (B, C): noisy or clean ones, by a draw keyed by the query's content."""
 
     def __init__(self, guarded: GuardedClassifier, config: MemGuard.Config, seed: int) -> None:
         super().__init__()
@@ -55,29 +57,44 @@ class MaskedAnswers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C); gradients reach x as if the noise were a constant."""
         logits = self.classifier(x)
-        noisy = self.perturb(logits)
+        noise = self.perturb(logits)
         draw = keyed_uniform(content_keys(self._seed, x), 1).squeeze(1)
-        takes_noise = draw < noise_probability(noisy, self._config.budget)
-        answer = torch.where(takes_noise[:, None], noisy.logits, logits.detach())
-        # The difference is exactly 0: the argmax that the search kept is the argmax of what is returned.
+        is_noisy = draw < noise_probability(noise, self._config.budget)
+        answer = torch.where(is_noisy[:, None], noise.logits, logits.detach())
+        # The difference is exactly 0: what is returned has the argmax that the search made sure of.
         return answer + (logits - logits.detach())
 
     def perturb(self, logits: Tensor) -> Perturbation:
         """Return the noise for clean logits (B, C), before the draw that decides whether it is added."""
-        return perturb(logits, self.detector, variant=self._config.variant, bisects=self._config.bisects)
+        return perturb(logits, self.detector, variant=self._config.variant, bisect=self._config.bisect)
 
 
-def noise_probability(noisy: Perturbation, budget: float) -> Tensor:
-    """Return how likely noise is added to each vector, (B,) float64 in [0, 1], so that its mean L1 norm is at most `budget`.
+def noise_probability(noise: Perturbation, budget: float) -> Tensor:
+    """Return how likely each vector's noise is added, (B,) float64 in [0, 1], for a mean L1 norm of at most `budget`.
 
-    Jia et al. 2019, section 4.3: never where noise brings the detector no nearer to 0.5, else min(budget / distance, 1).
+    0 where noise brings the detector no nearer to 0.5, otherwise min(budget / distance, 1) (Jia et al. 2019, phase II).
     """
-    helps = noisy.margin < noisy.clean_margin
-    return helps * (budget / noisy.distance).clamp(max=1).nan_to_num()
+    is_better = noise.margin < noise.clean_margin
+    return torch.where(is_better, (budget / noise.distance).clamp(max=1), 0.0)
 
 
 class MemGuard(Defense):
-    __doc__ = "x"
+    """Trains an ordinary model and adds noise to its scores, so that a classifier of members and non-members errs.
+
+    After the model, the defender trains a detector of its own on sorted scores: members against the reference fold.
+    Every query's scores get the smallest noise found that takes the detector across 0.5 and keeps the predicted class
+    (`perturb`), with the largest probability that keeps the mean L1 norm within the budget (`noise_probability`).
+    Labels stay as they are, and so do gradients and all else that the weights show (`unmasked`).
+
+    Equal queries get equal answers: the draw is keyed by the query's content. The search itself is deterministic, up
+    to the rounding of the model's logits.
+
+    Differs from the paper: the recipe decides how the model is trained (the authors: SGD with a rate of 0.01); the
+    reference fold may have another size than the training fold, either side weighs one half in the detector's loss.
+    The authors' code does not sort iterates again (`variant: released_code`), takes the test fold for the detector's
+    non-members, and has the draw as an expected value only.
+    """
+
     source = Source(
         title="MemGuard: Defending against Black-Box Membership Inference Attacks via Adversarial Examples",
         authors="Jinyuan Jia, Ahmed Salem, Michael Backes, Yang Zhang, Neil Zhenqiang Gong",
@@ -86,13 +103,25 @@ class MemGuard(Defense):
         link="https://arxiv.org/abs/1909.10594",
     )
     searchable: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("reference",)
+    reads: ClassVar[tuple[str, ...]] = (REFERENCE,)
     masks_output: ClassVar[bool] = True
 
     class Config(Defense.Config):
+        """Settings of MemGuard.
+
+        Attributes:
+            budget: largest mean L1 distance between clean and released scores; 0 releases the model as it is. The
+                paper uses 0.1 to 1.
+            variant: whether the search sorts every iterate, see `perturb`.
+            bisect: end within 1e-3 of the detector's boundary on either side, instead of just beyond it. The detector's
+                sign then tells nothing, but there is less noise against every other reading of the scores.
+            detector_epochs: of the detector's training with batches of 64.
+            detector_learning_rate: of its plain SGD, constant.
+        """
+
         budget: float = Field(default=1.0, ge=0, le=2)
         variant: Variant = "paper"
-        bisects: bool = True
+        bisect: bool = False
         detector_epochs: int = Field(default=400, ge=1)
         detector_learning_rate: float = Field(default=1e-3, gt=0)
 
@@ -111,7 +140,7 @@ class MemGuard(Defense):
         train_detector(
             module.detector,
             _probabilities(module.classifier, loop.train, state.device),
-            _probabilities(module.classifier, loop.folds["reference"], state.device),
+            _probabilities(module.classifier, loop.folds[REFERENCE], state.device),
             epochs=self.config.detector_epochs,
             learning_rate=self.config.detector_learning_rate,
             seed=state.seed,
@@ -119,10 +148,12 @@ class MemGuard(Defense):
         return module
 
     def release(self, module: nn.Module, seed: int) -> nn.Module:
+        """Return the classifier with noisy answers, or itself with budget 0."""
         assert isinstance(module, GuardedClassifier)
-        return MaskedAnswers(module, self.config, seed) if self.config.budget > 0 else module.classifier
+        return NoisyAnswers(module, self.config, seed) if self.config.budget > 0 else module.classifier
 
     def unmasked(self, module: nn.Module) -> nn.Module:
+        """Return the classifier without noise."""
         assert isinstance(module, GuardedClassifier)
         return module.classifier
 

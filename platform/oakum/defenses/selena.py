@@ -56,8 +56,9 @@ class SELENA(Defense):
     that sample is a non-member. Only the student is released. Beside the student's own training this costs K trainings
     on (1 - L/K) of the members each.
 
-    The sets protect each sample by itself. Near-duplicates have different sets: what one of them shows of the other
-    stays (Aerni, Zhang and Tramer 2024); `group_duplicates` closes this for exact duplicates alone.
+    A sample's own target does not depend on its label, but the targets of similar samples do, because their sets are
+    others: what they show of it stays (Aerni, Zhang and Tramer 2024). `group_duplicates` closes this for exact
+    duplicates alone.
 
     Differs from the paper: teachers and student follow the experiment's recipe, with equal epochs and without a look at
     test data (the released code keeps the epoch of the best test accuracy, and trains the student up to twice as long

@@ -79,7 +79,8 @@ class FoldSet:
         """
         if fold not in self.rows or not len(self.rows[fold]):
             raise ConfigError(
-                f"this experiment needs fold {fold!r}; add it to `folds.rules` (drawn: {', '.join(sorted(self.rows))})"
+                f"this experiment needs fold {fold!r}; let `folds.rules` take it "
+                f"(drawn: {', '.join(sorted(self.rows))})"
             )
         return self.rows[fold]
 

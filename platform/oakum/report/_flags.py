@@ -11,7 +11,7 @@ MASKED = "masked output"
 UNMASKED_WEIGHTS = "acts on the weights, which the mask does not cover"
 VANILLA_SHADOW = " (vanilla shadow)"
 _ROLE = re.compile(r"([\w-]+(?:\.[\w-]+)+): (.*)", re.DOTALL)
-_NAMED_SETTINGS = 3
+_MOST_NAMED_PLACES = 6
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Flag:
     @property
     def has_many_places(self) -> bool:
         """Whether the line is too long to be read in passing."""
-        return len(self.settings) > _NAMED_SETTINGS
+        return len(self.places) > _MOST_NAMED_PLACES
 
 
 def split_flag(flag: str) -> tuple[str, str]:

@@ -23,6 +23,38 @@ TERMS: tuple[tuple[str, str], ...] = (
         "FPR it shows whether some records can be identified with confidence, which an average hides.",
     ),
     (
+        "Balanced accuracy",
+        "Mean of the share of members and the share of non-members that an attack with a threshold tells correctly; "
+        "50 % is guessing. Per class: each class has its own threshold.",
+    ),
+    (
+        "Shadow model: matched, vanilla",
+        "A model that the adversary trains on its own records, so as to know who was a member of it, and to fit "
+        "thresholds or whole attacks. Matched: trained with the target's defense, as an adversary would who knows it. "
+        "Vanilla: trained without any, as many papers did; it can make a leak look like guessing.",
+    ),
+    (
+        "Black box, white box, label only",
+        "What the adversary sees: the released scores; the weights as well; or the predicted class alone.",
+    ),
+    (
+        "Masked output, unranked",
+        "A masked setting changes the scores when it is queried and leaves the classes and the weights as they were. "
+        "Attacks on scores may then be misled and not stopped, so without a label-only attack the setting is shown "
+        "but not called better.",
+    ),
+    (
+        "Loss, its mean and variance",
+        "Cross-entropy of the released model in nats, over the records of a fold. Members that all have nearly zero "
+        "loss stand out from non-members.",
+    ),
+    (
+        "Epsilon, delta",
+        "A guarantee of training with differential privacy: whatever is computed from the model, one record changes "
+        "its probability by a factor of at most e to the epsilon, but for a probability of delta. It holds for every "
+        "attack; a large epsilon says next to nothing.",
+    ),
+    (
         "Resolved, unresolved",
         "A rate is reported only if the sample can support it: TPR at an FPR needs at least 10 expected "
         "false positives, so 1 % needs 1,000 non-members. Anything finer is called unresolved and gets no number.",

@@ -14,6 +14,8 @@ INVERTED_AUC = 0.45
 NEAR_CHANCE = 0.01
 ABOVE_CHANCE = 0.02
 _ROUNDING = 1e-12
+# By definition guessing finds as large a share of members as of non-members.
+_TPR = "tpr_at_fpr_"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Matrix:
     paired: frozenset[str]
     entries: dict[tuple[str, str], Entry]
 
+    @property
+    def largest(self) -> float | None:
+        """The largest mean, or None without any."""
+        means = (entry.matched.mean for entry in self.entries.values())
+        return max((mean for mean in means if mean is not None), default=None)
+
     def strongest(self, setting: Setting) -> str | None:
         """Return the attack with the largest mean; resolved on more seeds comes before larger."""
         found: dict[str, tuple[int, float]] = {}
@@ -82,16 +90,18 @@ class Matrix:
         return max(found, key=found.__getitem__, default=None)
 
     def flattered(self, view: Overview) -> dict[str, list[str]]:
-        """Return label -> attacks that look like guessing with the vanilla shadow alone; other settings are left out."""
-        if self.chance is None:
-            return {}
-        found: dict[str, list[str]] = {}
-        for setting in defended(view):
-            for attack in self.attacks:
-                entry = self.entries.get((setting.label, attack))
-                if entry is not None and entry.is_flattered(self.chance):
-                    found.setdefault(setting.label, []).append(attack)
-        return found
+        """Return label -> attacks that look like guessing with the vanilla shadow alone, where there are any."""
+        found = {
+            setting.label: [attack for attack in self.attacks if self.is_flattered(setting, attack)]
+            for setting in defended(view)
+        }
+        return {label: attacks for label, attacks in found.items() if attacks}
+
+    def is_flattered(self, setting: Setting, attack: str) -> bool:
+        """Return whether a balanced accuracy looks like guessing with the vanilla shadow alone; see `Entry`."""
+        entry = self.entries.get((setting.label, attack))
+        is_accuracy = self.metric.startswith("balanced_accuracy")
+        return is_accuracy and entry is not None and self.chance is not None and entry.is_flattered(self.chance)
 
 
 def defended(view: Overview) -> list[Setting]:
@@ -121,7 +131,8 @@ def matrix(record: RunRecord, view: Overview, metric: str) -> Matrix | None:
     if not entries:
         return None
     attacks = tuple(attack for attack in membership_attacks(record) if any(own == attack for _, own in entries))
-    levels = {record.chance.get(f"membership/{attack}/{metric}") for attack in attacks}
+    rate = float(metric.removeprefix(_TPR)) if metric.startswith(_TPR) else None
+    levels = {record.chance.get(f"membership/{attack}/{metric}", rate) for attack in attacks}
     return Matrix(
         metric=metric,
         unit=unit_of(metric),
@@ -132,9 +143,7 @@ def matrix(record: RunRecord, view: Overview, metric: str) -> Matrix | None:
     )
 
 
-def _depends_on_shadow(
-    attack: str, metric: str, record: RunRecord, entries: dict[tuple[str, str], Entry]
-) -> bool:
+def _depends_on_shadow(attack: str, metric: str, record: RunRecord, entries: dict[tuple[str, str], Entry]) -> bool:
     """Scores that are fitted to a shadow have an AUC for each, fitted thresholds an accuracy for each class too."""
     if not any(entry.vanilla for (_, own), entry in entries.items() if own == attack):
         return False

@@ -14,7 +14,6 @@ from oakum.report._matrix import (
     Matrix,
     defended,
     matrix,
-    membership_attacks,
 )
 from oakum.report._numbers import number
 from oakum.report._overview import Overview, Setting, metric_keys, rate_text, shared_rate
@@ -36,7 +35,10 @@ _UTILITY = (
     ("utility/train_accuracy", "train top-1"),
     ("utility/test_top5_accuracy", "test top-5"),
 )
-_HEAT_LEVELS = 5
+_DARKEST = 36
+# A table whose largest mean is nearer to chance than this share of the way to certainty is not shaded in full.
+_LEAST_SCALE = 0.1
+_UNBROKEN = 10
 _FLATTERED, _INVERTED, _FLAGGED = "\N{DAGGER}", "\N{DOUBLE DAGGER}", "*"
 
 
@@ -69,7 +71,7 @@ def matrix_section(record: RunRecord, view: Overview, styles: Looks, store: Evid
 def _lead(view: Overview) -> str:
     text = (
         "Means over seeds, their range in small print; each cell's tooltip has every seed. The framed number is the "
-        "strongest attack of its row, the shade its distance from chance. "
+        "strongest attack of its row; the shade is the distance from chance, on a scale of the table's own. "
     )
     masked = [setting for setting in view.settings if setting.is_masked]
     if masked:
@@ -144,7 +146,9 @@ def _table(values: Matrix, record: RunRecord, view: Overview, styles: Looks, acc
     used: set[str] = set()
     rows = []
     for setting in baseline_first(view):
-        cells = [_utility_cell(spread(setting.cells, key), place) for place, (key, _) in enumerate(columns)]
+        cells = [
+            figure_cell(spread(setting.cells, key), key, [first_class(place)]) for place, (key, _) in enumerate(columns)
+        ]
         for attacks in groups.values():
             for place, attack in enumerate(attacks):
                 cells += _attack_cells(values, setting, attack, used, is_first=place == 0)
@@ -174,9 +178,12 @@ def _head(values: Matrix, groups: dict[str, list[str]], utility: list[str]) -> M
         top.append(tag("th", _GROUPS[group], class_="group first", scope="colgroup", colspan=width))
         for place, attack in enumerate(attacks):
             is_paired = attack in values.paired
-            name = Markup("_<wbr>").join(join(part) for part in attack.split("_"))
+            parts = [join(part) for part in attack.split("_")]
+            name = (Markup("_<wbr>") if len(attack) > _UNBROKEN else Markup("_")).join(parts)
             scope = "colgroup" if is_paired else "col"
-            names.append(tag("th", Markup(name), scope=scope, colspan=2 if is_paired else None, class_=first_class(place)))
+            names.append(
+                tag("th", Markup(name), scope=scope, colspan=2 if is_paired else None, class_=first_class(place))
+            )
             if is_paired:
                 shadows.append(tag("th", tag("small", "matched"), scope="col", class_=first_class(place)))
                 shadows.append(tag("th", tag("small", "vanilla"), scope="col", class_="vanilla"))
@@ -185,38 +192,38 @@ def _head(values: Matrix, groups: dict[str, list[str]], utility: list[str]) -> M
     return join(tag("tr", *top), tag("tr", *names), tag("tr", *shadows))
 
 
-def _utility_cell(values: Spread, place: int) -> Markup:
-    return figure_cell(values, "utility/test_accuracy", (), [first_class(place)], [])
-
-
 def _attack_cells(values: Matrix, setting: Setting, attack: str, used: set[str], *, is_first: bool) -> list[Markup]:
     """Return the cell of an attack, or the pair of cells of its two shadows; note the footnotes they need in `used`."""
     entry = values.entries.get((setting.label, attack), Entry(Spread({}, {}, {}), None, ()))
-    classes = ["first" if is_first else None, _heat(entry, values)]
-    if attack == values.strongest(setting):
-        classes.append("strongest")
-    is_flattered = values.chance is not None and attack in values.paired and entry.is_flattered(values.chance)
     is_inverted = values.metric == "auc" and entry.is_inverted
     flags = [flag for flag in entry.flags if not flag.endswith(VANILLA_SHADOW)]
-    flags = [flag for flag in flags if not (is_inverted and flag == "inverted signal")]
-    signs = [_INVERTED] * is_inverted + [_FLAGGED] * bool(flags)
-    used |= {*signs, *([_FLATTERED] * is_flattered)}
-    cells = [figure_cell(entry.matched, values.metric, entry.flags, classes, signs)]
+    is_flagged = any(flag != "inverted signal" or not is_inverted for flag in flags)
+    signs = _INVERTED * is_inverted + _FLAGGED * is_flagged
+    used |= set(signs)
+    classes = [
+        "first" if is_first else None,
+        "strongest" if attack == values.strongest(setting) else None,
+        "inverted" if is_inverted else None,
+    ]
+    shade = _shade(entry, values)
+    cells = [figure_cell(entry.matched, values.metric, classes, flags=tuple(flags), signs=signs, style=shade)]
     if attack in values.paired:
         vanilla = entry.vanilla or Spread({}, {}, {})
+        flags = [flag.removesuffix(VANILLA_SHADOW) for flag in entry.flags if flag.endswith(VANILLA_SHADOW)]
+        is_flattered = values.is_flattered(setting, attack)
         classes = ["vanilla", "flattered" if is_flattered else None]
-        cells.append(figure_cell(vanilla, values.metric, entry.flags, classes, [_FLATTERED] * is_flattered))
+        signs = _FLATTERED * is_flattered
+        cells.append(figure_cell(vanilla, values.metric, classes, flags=tuple(flags), signs=signs))
     return cells
 
 
-def _heat(entry: Entry, values: Matrix) -> str | None:
-    """Return the shade of a cell: how far its mean lies between guessing and certainty, in five steps."""
-    mean = entry.matched.mean
-    if mean is None:
+def _shade(entry: Entry, values: Matrix) -> str | None:
+    """Return how strongly a cell is shaded, up to `_DARKEST` percent for the largest mean of a table that leaks."""
+    mean, largest, chance = entry.matched.mean, values.largest, values.chance
+    if mean is None or largest is None or chance is None:
         return None
-    chance = values.chance if values.chance is not None else 0.0
-    level = round(_HEAT_LEVELS * (mean - chance) / (1 - chance))
-    return f"heat-{level}" if level > 0 else None
+    share = round(_DARKEST * (mean - chance) / max(largest - chance, _LEAST_SCALE * (1 - chance)))
+    return f"--shade-of-cell:{share}%" if share > 0 else None
 
 
 def _remark(setting: Setting) -> str:

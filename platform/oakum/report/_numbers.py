@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -14,7 +15,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def number(value: float, unit: Unit, *, sign: bool = False, mark: bool = True) -> str:
-    """Write a value: shares in percent with one decimal, AUC with three decimals, times with their unit.
+    """Write a value: shares in percent with one decimal, AUC and losses with three, times with their unit.
 
     `sign` writes a plus too, for differences; shares are then in points. `mark` appends the unit.
     """
@@ -24,8 +25,11 @@ def number(value: float, unit: Unit, *, sign: bool = False, mark: bool = True) -
         body, suffix = f"{value:+.3f}", ""
     elif unit == "seconds":
         body, suffix = _seconds(value)
+    elif unit == "nats" and (value == 0 or abs(value) >= 0.001):
+        body, suffix = f"{value:+.3f}", ""
     else:
-        body, suffix = f"{value:+.4g}", ""
+        digits = 2 if unit == "nats" else 4
+        body, suffix = re.sub(r"e([+-])0", r"e\1", f"{value:+.{digits}g}"), ""
     if not any(digit in body for digit in "123456789"):
         body = body.lstrip("+-")
     body = body if sign else body.removeprefix("+")

@@ -16,7 +16,7 @@ from oakum.report._flags import Flag, gather, is_mask_note, seeds_text
 from oakum.report.statistics import Difference, Spread, paired_difference, spread
 
 BASELINE = "none"
-Unit = Literal["percent", "score", "seconds", "plain"]
+Unit = Literal["percent", "score", "seconds", "nats", "plain"]
 Topic = Literal["utility", "membership", "canary", "inversion", "privacy", "cost", "other"]
 
 VANILLA_SUFFIX = ".vanilla_shadow"
@@ -164,12 +164,14 @@ def topic_of(key: str) -> Topic:
 
 
 def unit_of(key: str) -> Unit:
-    """Return how a metric is written: shares as percent, AUC and average precision with three decimals."""
+    """Return how a metric is written: shares as percent, AUC, precision and losses with three decimals."""
     last = key.rsplit("/", 1)[-1].removesuffix(VANILLA_SUFFIX)
     if last.endswith(_PERCENT_ENDINGS) or _TPR.search(last):
         return "percent"
     if last.endswith("seconds"):
         return "seconds"
+    if last.endswith(("loss_mean", "loss_variance")):
+        return "nats"
     return "score" if last.endswith(_SCORE_ENDINGS) else "plain"
 
 
@@ -182,15 +184,14 @@ def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting
 
     attacks = {key.split("/")[1] for key in keys if re.fullmatch(r"membership/[^/]+/auc", key)}
     loss_apart = "loss" in attacks and 1 < len(attacks) <= _ATTACKS_WITH_LOSS_APART
-    is_fitted = any(key.endswith(VANILLA_SUFFIX) for key in keys)
+    shadow = ", matched shadow" if any(key.endswith(VANILLA_SUFFIX) for key in keys) else ""
     rate = shared_rate(keys, settings, "membership")
     return [
         column("test_accuracy", "Test accuracy", "utility/test_accuracy"),
         column("membership_loss_auc", "Membership AUC, loss attack", "membership/loss/auc") if loss_apart else None,
         column("membership_auc", "Membership AUC, strongest attack" if len(attacks) > 1 else "Membership AUC",
                "membership/[^/]+/auc"),
-        column("membership_balanced_accuracy", "Balanced accuracy, matched shadow" if is_fitted else "Balanced accuracy",
-               "membership/[^/]+/balanced_accuracy"),
+        column("membership_balanced_accuracy", f"Balanced accuracy{shadow}", "membership/[^/]+/balanced_accuracy"),
         column("membership_tpr", f"TPR at {rate_text(rate)} FPR", f"membership/[^/]+/tpr_at_fpr_{re.escape(rate)}")
         if rate else None,
         column("canary_auc", "Canary AUC", "canary/[^/]+/auc"),

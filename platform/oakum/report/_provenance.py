@@ -28,7 +28,7 @@ def provenance(record: RunRecord, view: Overview) -> Markup:
         if record.seconds
         else tag("p", "Nothing had to run: every stage was in the store."),
         _details("Configuration with every default filled in", _configuration(record)),
-        _details("Keys of every stage", _stage_table(record, view)),
+        _details("Keys of every stage", _stage_table(record, view), "bulk"),
     )
 
 
@@ -100,8 +100,8 @@ def _key_cell(key: str) -> Markup:
     return tag("td", key, class_="text wrap key")
 
 
-def _details(title: str, content: Markup) -> Markup:
-    return tag("details", tag("summary", title), content)
+def _details(title: str, content: Markup, class_: str | None = None) -> Markup:
+    return tag("details", tag("summary", title), content, class_=class_)
 
 
 def _pairs(facts: dict[str, str]) -> Markup:

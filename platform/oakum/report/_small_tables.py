@@ -26,11 +26,16 @@ def loss_section(record: RunRecord, view: Overview, styles: Looks) -> Markup | N
         tag("th", f"Non-members ({others} fold)", class_="group first", scope="colgroup", colspan=2),
         tag("th", "AUC of the loss attack", class_="first", scope="col", rowspan=2) if has_auc else None,
     ]
-    names = [tag("th", name, scope="col", class_=first_class(place % 2)) for place, name in enumerate(["mean", "variance"] * 2)]
+    names = [
+        tag("th", name, scope="col", class_=first_class(place % 2))
+        for place, name in enumerate(["mean", "variance"] * 2)
+    ]
     rows = []
     for setting in baseline_first(view):
         columns = [*keys, *(["membership/loss/auc"] if has_auc else [])]
-        cells = [figure_cell(spread(setting.cells, key), key, (), [first_class(place % 2)], []) for place, key in enumerate(columns)]
+        cells = [
+            figure_cell(spread(setting.cells, key), key, [first_class(place % 2)]) for place, key in enumerate(columns)
+        ]
         class_ = "baseline" if setting == view.baseline else None
         rows.append(tag("tr", row_head(setting, styles), *cells, class_=class_))
     note = (
@@ -44,7 +49,9 @@ def loss_section(record: RunRecord, view: Overview, styles: Looks) -> Markup | N
 def privacy_section(record: RunRecord, view: Overview, styles: Looks) -> Markup | None:
     """Return the guarantees that settings were trained with, or None where there are none."""
     keys = [key for key in metric_keys(record) if key.startswith("privacy/")]
-    guarded = [setting for setting in view.settings if any(key in cell.metrics for cell in setting.cells for key in keys)]
+    guarded = [
+        setting for setting in view.settings if any(key in cell.metrics for cell in setting.cells for key in keys)
+    ]
     if not guarded:
         return None
     first = ["privacy/epsilon", "privacy/delta"]
@@ -71,4 +78,4 @@ def privacy_section(record: RunRecord, view: Overview, styles: Looks) -> Markup 
 def _bound_cell(values: Spread, key: str) -> Markup:
     if values.state == "unresolved" and key == "privacy/epsilon":
         return tag("td", tag("span", "no finite bound", class_="none", title="; ".join(values.reasons)))
-    return figure_cell(values, key, (), [], [])
+    return figure_cell(values, key)

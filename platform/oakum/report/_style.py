@@ -62,6 +62,23 @@ nav a:hover { color: var(--ink); text-decoration: underline }
 .verdict.baseline { background: var(--shade); border: 0; border-radius: 8px; padding-inline: 1.25rem;
   margin: 0 -1.25rem .4rem }
 .verdict.baseline + .verdict { border-top: 0 }
+.lines .head, .lines summary { display: flex; flex-wrap: wrap; gap: 0 .9rem; align-items: baseline;
+  padding-left: 1.15rem }
+.lines .head { font-size: .8rem; color: var(--muted); padding-bottom: .35rem; align-items: flex-end; flex-wrap: nowrap }
+.lines .who { flex: 0 1 15rem; min-width: 0; overflow-wrap: anywhere; font-weight: 600 }
+.lines .head .who { font-weight: 400 }
+.lines .said { flex: 1 1 14rem; min-width: 0; font-weight: 400; font-size: .88rem; color: var(--soft) }
+.lines .number { flex: 0 0 6.9rem; text-align: right; white-space: nowrap; font-weight: 600 }
+.lines .head .number { white-space: normal; font-weight: 400 }
+.lines .number.good { color: var(--good) } .lines .number.bad { color: var(--bad) }
+.lines .verdict { padding: .42rem 0; border-bottom: 0 }
+.lines .verdict:last-child { border-bottom: 1px solid var(--grid) }
+.lines .verdict.baseline { margin-inline: 0; border-radius: 4px }
+.lines summary { list-style: none; position: relative }
+.lines summary::-webkit-details-marker { display: none }
+.lines summary::before { content: "\\25b8"; position: absolute; left: .15rem; color: var(--muted) }
+.lines details[open] > summary::before { content: "\\25be" }
+.lines details > dl, .lines details > p { padding: .6rem 1.15rem .4rem; margin: 0 }
 .mark { width: .78em; height: .78em; flex: none; align-self: center; vertical-align: -.03em }
 
 .scroll { overflow-x: auto; margin-inline: -.2rem; padding-inline: .2rem }
@@ -89,6 +106,42 @@ table.measured tbody code { font-size: .8rem; font-weight: 500 }
 table.measured th:first-child { width: 25% }
 table.measured th:nth-child(2) { width: 17% }
 .strip { display: block; margin: .3rem 0 .1rem auto; width: 104px; height: 15px; overflow: visible }
+
+.matrix-frame { margin: .4rem 0 .3rem; padding: 0 }
+.matrix-frame table { width: auto; font-size: .82rem; line-height: 1.25 }
+.matrix-frame.wide table { min-width: 100% }
+.matrix th, .matrix td { padding: .26rem .38rem }
+.matrix td { min-width: 3.1rem }
+.matrix thead th { border-bottom: 0; font-size: .76rem; padding-block: .12rem; vertical-align: bottom;
+  min-width: 3.2rem }
+.matrix thead th.text { vertical-align: bottom }
+.matrix thead tr:last-child th, .matrix thead th[rowspan] { border-bottom: 1.5px solid var(--muted) }
+.matrix thead th.group { text-align: left; color: var(--muted); font-weight: 550; white-space: nowrap }
+.matrix thead th[colspan]:not(.group) { text-align: center }
+.matrix th:first-child { position: sticky; left: 0; z-index: 2; background: var(--paper); padding-left: .1rem;
+  padding-right: .8rem; min-width: 9rem; max-width: 13rem; border-right: 1px solid var(--grid) }
+.matrix thead tr + tr th:first-child { position: static; min-width: 3.2rem; max-width: none; border-right: 0;
+  padding-inline: .38rem }
+.matrix .first { border-left: 1px solid var(--grid) }
+.matrix tbody th { font-weight: 550; line-height: 1.3 }
+.matrix td .main { font-size: .86rem; font-weight: 500 }
+.matrix td small { font-size: .66rem; line-height: 1.25; white-space: nowrap }
+.matrix th small { font-size: .69rem; line-height: 1.25 } .matrix thead small { white-space: nowrap }
+.matrix td .none { font-size: .74rem }
+.matrix sup { font-size: .7em; line-height: 0; color: var(--muted) }
+.matrix .flattered sup, .matrix .inverted sup { color: var(--bad); font-weight: 650 }
+.matrix td.vanilla .main { font-size: .74rem; font-weight: 400; color: var(--muted) }
+.matrix td.vanilla { padding-left: .1rem; min-width: 2.5rem } .matrix td.vanilla small { display: none }
+.matrix td.flattered .main { color: var(--bad); font-weight: 650 }
+.matrix td.strongest { box-shadow: inset 0 0 0 1.6px var(--ink); border-radius: 3px }
+.matrix td.strongest .main { font-weight: 700 }
+.matrix tr.baseline > * { border-bottom: 1px solid var(--muted) }
+.matrix tbody tr.baseline + tr > * { border-top: 0 }
+.matrix td[style] { background: color-mix(in srgb, var(--heat) var(--shade-of-cell), transparent) }
+.footnote { font-size: .84rem; color: var(--soft); margin: .3rem 0; max-width: 110ch }
+@media (min-width: 1240px) {
+  .matrix-frame.wide { width: min(100vw - 5rem, 1560px); margin-left: calc(50% - min(50vw - 2.5rem, 780px)) }
+}
 
 figure { margin: 1rem 0 0 }
 figure .plot { overflow-x: auto }
@@ -125,6 +178,9 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid
 
 @media (max-width: 640px) {
   .page { padding: 1.8rem 1.1rem 3rem } h1 { font-size: 1.8rem } .notice dl > div { display: block }
+  .lines .head { display: none } .lines .who, .lines .said { flex: 1 1 100% }
+  .lines .number { flex: 0 1 auto; text-align: left; margin-right: .8rem }
+  .lines .number::before { content: attr(title) "  "; font-weight: 400; font-size: .8rem; color: var(--muted) }
   .verdict.baseline { margin-inline: 0 } dl.pairs { grid-template-columns: 1fr; gap: 0 }
   dl.pairs dd { margin-bottom: .5rem }
 }
@@ -133,14 +189,27 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid
   body { font-size: 9.6pt } .page { max-width: none; padding: 0 } nav, .skip { display: none }
   section { margin-top: 1.6rem } h2, h3 { break-after: avoid } figure, tr, .notice { break-inside: avoid }
   figure .plot svg { min-width: 0 } .scroll, figure .plot { overflow: visible } table { font-size: 8pt }
-  details::details-content { content-visibility: visible; height: auto }
+  @page matrix { size: A4 landscape; margin: 12mm 10mm }
+  #matrix { page: matrix } #matrix p { max-width: none; font-size: 8.5pt } #matrix h3 ~ h3 { break-before: page }
+  .matrix-frame.wide { width: auto; margin-left: 0 }
+  .lines summary { flex-wrap: nowrap } .lines .number { flex-basis: 5.4rem } .lines .said { font-size: 8.5pt }
+  .matrix-frame table { font-size: 6.6pt } .matrix-frame.wide table { min-width: 0 }
+  .matrix th, .matrix td { padding: .06rem .16rem; min-width: 0; line-height: 1.2 }
+  .matrix thead th, .matrix thead th.group { font-size: 6.2pt; min-width: 0 }
+  .matrix tbody th:first-child, .matrix thead th:first-child { position: static; min-width: 4.6rem }
+  .matrix thead tr + tr th:first-child { min-width: 0; padding-inline: .16rem }
+  .matrix td .main { font-size: 6.8pt } .matrix td.vanilla .main { font-size: 6.2pt } .matrix td.vanilla { min-width: 0 }
+  .wide .matrix td small { display: none } .matrix thead small { font-size: 5.4pt }
+  .matrix td small, .matrix tbody th small { font-size: 5.8pt }
+  details:not(.bulk, .verdict)::details-content { content-visibility: visible; height: auto }
   th, td { padding-inline: .3rem } td { white-space: normal }
   th small, td small { font-size: 6.8pt } td small { white-space: nowrap }
   td .main { font-size: 9pt } thead th { font-size: 7.6pt } .strip { width: 70px } tbody th { min-width: 5.5rem }
   #differences .scroll, #glance .scroll { break-inside: avoid }
   .verdict dl { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .8rem 1rem }
   .verdict dd.figure { font-size: 13pt }
-  body, .verdict.baseline, pre, .notice, img { print-color-adjust: exact; -webkit-print-color-adjust: exact }
+  body, .verdict.baseline, pre, .notice, img, .matrix td { print-color-adjust: exact;
+    -webkit-print-color-adjust: exact }
 }
 """
 
@@ -150,10 +219,12 @@ _FONTS = (
     "--mono: ui-monospace, 'SF Mono', 'Cascadia Code', Menlo, Consolas, 'DejaVu Sans Mono', monospace; "
 )
 _LIGHT = (
-    "--good: #00714f; --bad: #b3261e; --soft: #3b424d; --warn-bg: #fdf6e3; --warn-line: #e5d3a1; color-scheme: light; "
+    "--good: #00714f; --bad: #b3261e; --soft: #3b424d; --warn-bg: #fdf6e3; --warn-line: #e5d3a1; --heat: #c8500b; "
+    "color-scheme: light; "
 )
 _DARK = (
-    "--good: #4fcf9f; --bad: #ff8a7a; --soft: #c3c9d2; --warn-bg: #2a2416; --warn-line: #57491f; color-scheme: dark; "
+    "--good: #4fcf9f; --bad: #ff8a7a; --soft: #c3c9d2; --warn-bg: #2a2416; --warn-line: #57491f; --heat: #f28a4b; "
+    "color-scheme: dark; "
 )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from oakum.report._markup import Markup, tag
 from oakum.report._marks import mark
+from oakum.report._markup import Markup, tag
 from oakum.report._numbers import mean_text, number, range_text
 from oakum.report._overview import Overview, Setting, unit_of
 from oakum.report._palette import Look
@@ -39,28 +39,35 @@ def first_class(place: int) -> str | None:
 
 
 def figure_cell(
-    values: Spread, metric: str, flags: tuple[str, ...], classes: list[str | None], signs: list[str]
+    values: Spread,
+    metric: str,
+    classes: list[str | None] | None = None,
+    *,
+    flags: tuple[str, ...] = (),
+    signs: str = "",
+    style: str | None = None,
 ) -> Markup:
-    """Return a cell with the mean and, small, the range of seeds; its tooltip holds every seed and flag.
+    """Return a cell with the mean and, small, the range of seeds that differ; its tooltip holds every seed and flag.
 
     `metric` is a key or its last part and decides how numbers are written; `signs` point to footnotes.
     """
     unit = unit_of(metric)
-    style = " ".join(name for name in classes if name) or None
+    class_ = " ".join(name for name in classes or [] if name) or None
     if values.mean is None:
         text = mean_text(values, unit) if values.state == "unresolved" else "\N{EN DASH}"
         title = "; ".join(values.reasons) or "not measured"
-        return tag("td", tag("span", text, class_="none"), title=title, class_=style)
+        return tag("td", tag("span", text, class_="none"), title=title, class_=class_)
     listed = [f"seed {seed}: {_with_interval(values, seed, metric)}" for seed in values.values]
     listed += [f"seed {seed}: unresolved, {reason}" for seed, reason in values.unresolved.items()]
     listed += [f"flag: {flag}" for flag in flags]
     return tag(
         "td",
         tag("span", number(values.mean, unit, mark=False), class_="main"),
-        tag("sup", "".join(signs)) if signs else None,
-        tag("small", range_text(values, unit)),
+        tag("sup", signs) if signs else None,
+        tag("small", range_text(values, unit)) if values.low != values.high or values.unresolved else None,
         title="\n".join(listed),
-        class_=style,
+        class_=class_,
+        style=style,
     )
 
 

@@ -74,7 +74,7 @@ def _verdict(setting: Setting, view: Overview) -> Verdict:
     elif not setting.is_ranked:
         headline = UNRANKED
     else:
-        headline = _headline(directions)
+        headline = _headline(directions) + (" (masked output)" if setting.is_masked else "")
     return Verdict(setting, headline, tuple(findings))
 
 

@@ -64,19 +64,21 @@ def _card(verdict: Verdict, view: Overview, styles: Looks) -> Markup:
 
 def _line_head(found: list[Verdict]) -> Markup:
     titles = dict.fromkeys(finding.title for verdict in found for finding in verdict.findings)
-    return tag("div", tag("span", "Setting", class_="who"), *(tag("span", title) for title in titles), class_="head")
+    names = (tag("span", title, class_="number") for title in titles)
+    return tag("div", tag("span", "Setting", class_="who"), tag("span", class_="said"), *names, class_="head")
 
 
 def _line(verdict: Verdict, view: Overview, styles: Looks) -> Markup:
     setting = verdict.setting
-    who = tag(
-        "span", mark(styles[setting.label]), Markup("&ensp;"), tag("strong", setting.label),
-        tag("small", "the undefended baseline" if setting == view.baseline else verdict.headline), class_="who",
-    )  # fmt: skip
-    figures = (tag("span", finding.figure, class_=f"figure {finding.tone}") for finding in verdict.findings)
+    who = tag("span", mark(styles[setting.label]), Markup("&ensp;"), setting.label, class_="who")
+    said = "The undefended baseline" if setting == view.baseline else verdict.headline
+    numbers = (
+        tag("span", finding.figure, class_=f"number {finding.tone}", title=finding.title)
+        for finding in verdict.findings
+    )
     return tag(
         "details",
-        tag("summary", who, *figures),
+        tag("summary", who, tag("span", said, class_="said"), *numbers),
         tag("p", _method(setting), class_="muted") if _method(setting) else None,
         _findings(verdict),
         class_="verdict baseline" if setting == view.baseline else "verdict",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REAL_EXAMPLES = 3
+_CROWDED = 8
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -78,7 +79,10 @@ def utility_leakage(record: RunRecord) -> Figure | None:
     if utility is None or not columns or not _has_numbers(utility):
         return None
     with _styled() as make:
-        figure = make(figsize=(3.55 * max(len(columns), 2), 3.5), layout="constrained")
+        width, height = (3.55 * max(len(columns), 2), 3.5)
+        if len(view.settings) > _CROWDED:
+            width, height = (max(width, 10.0), 5.6)
+        figure = make(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
         axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for axis, column in zip(axes, columns, strict=True):
@@ -111,9 +115,9 @@ def roc(record: RunRecord, store: EvidenceStore, where: str = "clean") -> Figure
     if not curves:
         return None
     with _styled() as make:
-        width = 4 if len(curves) in (4, 7, 8) else min(len(curves), 3)
+        width = 6 if len(curves) > _CROWDED else 4 if len(curves) in (4, 7, 8) else min(len(curves), 3)
         height = -(-len(curves) // width)
-        size = 3.3 if width < 4 else 2.75
+        size = {4: 2.75, 6: 1.95}.get(width, 3.3)
         figure = make(figsize=(max(size * width, 3.6), size * height), layout="constrained")
         figure.get_layout_engine().set(wspace=0.05, hspace=0.06)  # type: ignore[union-attr, call-arg]
         axes = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False).ravel()
@@ -142,7 +146,8 @@ def training_curves(record: RunRecord, store: EvidenceStore) -> Figure | None:
     if not shown:
         return None
     with _styled() as make:
-        figure = make(figsize=(3.55 * max(len(shown), 2), 3.1), layout="constrained")
+        height = max(3.1, 1.0 + 0.15 * len(view.settings))
+        figure = make(figsize=(3.55 * max(len(shown), 2), height), layout="constrained")
         axes = figure.subplots(1, len(shown), squeeze=False)[0]
         for axis, name in zip(axes, shown, strict=True):
             series = {label: [dict(run[name]) for run in runs if name in run] for label, runs in histories.items()}
@@ -284,8 +289,9 @@ def _utility_panel(axis: Axes, utility: Column, column: Column, view: Overview) 
         column.title + (" (strongest attack)" if column.names_attack and "strong" not in column.title else "")
     )
     arrow = {"arrowstyle": "-|>", "color": MUTED.light, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", (0.845, 1.075), xytext=(0.89, 1.025), xycoords="axes fraction", arrowprops=arrow)
-    axis.annotate("better", (1.0, 1.025), xycoords="axes fraction", fontsize=8, color=MUTED.light, ha="right")
+    line = 1 / axis.get_window_extent().height
+    axis.annotate("", (0.845, 1 + 19 * line), xytext=(0.89, 1 + 6 * line), xycoords="axes fraction", arrowprops=arrow)
+    axis.annotate("better", (1.0, 1 + 6 * line), xycoords="axes fraction", fontsize=8, color=MUTED.light, ha="right")
     axis.set_xlabel("leakage  \N{RIGHTWARDS ARROW}", color=MUTED.light, loc="right")
 
 
@@ -304,20 +310,23 @@ def _roc_panel(axis: Axes, label: str, curves: dict[str, list[Roc]], column: Col
     side, shift = ("left", 3) if resolved < 0.05 else ("right", -3)
     axis.annotate(f"resolved from {100 * resolved:g} %", (resolved, 0.02), fontsize=7, color=MUTED.light, ha=side,
                   xycoords=("data", "axes fraction"), xytext=(shift, 1), textcoords="offset points")  # fmt: skip
-    axis.annotate("chance", (0.985, 0.74), xycoords="axes fraction", fontsize=7, color=MUTED.light, ha="right")
+    if len(curves) <= _CROWDED:
+        axis.annotate("chance", (0.985, 0.74), xycoords="axes fraction", fontsize=7, color=MUTED.light, ha="right")
     baseline = view.baseline.label if view.baseline else None
     if baseline is not None and baseline != label and baseline in curves:
         grid = np.geomspace(max(floor, 1 / curves[baseline][0].non_members), 1, 200)
         axis.plot(grid, _mean_curve(curves[baseline], grid), color=styles[baseline].ink.light, linewidth=1.1, alpha=0.8)
-        axis.annotate(f"gray: {styles[baseline].label}", (0.985, 0.1), xycoords="axes fraction", fontsize=7, ha="right",
-                      color=styles[baseline].ink.light)  # fmt: skip
+        if len(curves) <= _CROWDED:
+            axis.annotate(f"gray: {styles[baseline].label}", (0.985, 0.1), xycoords="axes fraction", fontsize=7,
+                          ha="right", color=styles[baseline].ink.light)  # fmt: skip
     for curve in found:
         axis.step(curve.fpr, curve.tpr, where="post", color=look.ink.light, linewidth=0.7, alpha=0.45)
     grid = np.geomspace(floor, 1, 200)
     axis.plot(grid, _mean_curve(found, grid), color=look.ink.light, linewidth=1.9)
     attack = column.measurements[label].attack
-    title = f"{look.label}  ({printable(attack)} attack)" if column.names_attack else look.label
-    axis.set_title(title, color=look.ink.light, fontweight="bold")
+    title = f"{look.label}\n{printable(attack)} attack" if column.names_attack else look.label
+    size = None if len(curves) <= _CROWDED else 7.5
+    axis.set_title(title, color=look.ink.light, fontweight="bold", fontsize=size, linespacing=1.35)
     axis.xaxis.set_major_formatter(_format("percent"))
     axis.yaxis.set_major_formatter(_format("percent"))
     axis.minorticks_off()
@@ -347,10 +356,13 @@ def _curve_panel(axis: Axes, series: dict[str, list[dict[int, float]]], styles: 
         ends.append((mean[-1], styles[label]))
         last = max(last, epochs[-1])
     low, high = axis.get_ylim()
-    places = spread_out([value for value, _ in ends], gap=0.062 * (high - low))
+    gap = min(0.062, 1 / max(len(ends), 1)) * (high - low)
+    places = spread_out([value for value, _ in ends], gap)
+    outside = max(0.0, max(places, default=high) - high) + min(0.0, min(places, default=low) - low)
     for (_, look), place in zip(ends, places, strict=True):
-        axis.annotate(look.label, (1.0, place), xycoords=("axes fraction", "data"), xytext=(3, 0), fontsize=8,
-                      textcoords="offset points", color=look.ink.light, va="center", annotation_clip=False)  # fmt: skip
+        axis.annotate(look.label, (1.0, place - outside), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                      fontsize=8 if len(ends) <= _CROWDED else 7, textcoords="offset points", color=look.ink.light,
+                      va="center", annotation_clip=False)  # fmt: skip
     axis.set_xlim(None, last + 0.02 * max(last, 1))
 
 

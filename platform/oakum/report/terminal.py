@@ -41,6 +41,7 @@ _ASCII = str.maketrans(
 _COMPACT_LEAVES_OUT = ("membership_loss_auc", "train_seconds")
 # More settings are written without the ranges and single seeds, which the report and the JSON hold.
 _MOST_FULL_ROWS = 6
+_WIDEST_ATTACK = 12
 _HEADINGS = {
     "test_accuracy": "test\naccuracy",
     "membership_loss_auc": "member\nAUC, loss",
@@ -61,6 +62,8 @@ def render(record: RunRecord) -> Group:
     view = overview(record)
     compact = [column for column in view.columns if column.name not in _COMPACT_LEAVES_OUT]
     tables = [_main_table(view, list(view.columns)), _main_table(view, compact)]
+    if _is_short(view):
+        tables.append(_main_table(view, compact, names_attacks=False))
     parts: list[RenderableType] = [_title(record, view), _Adaptive(tables, _main_list(view))]
     if view.baseline is not None and len(view.settings) > 1:
         parts += [Text(""), _difference_heading(view)]
@@ -194,24 +197,27 @@ def _heading(column: Column) -> Text:
     return heading
 
 
-def _main_table(view: Overview, columns: list[Column]) -> Table:
+def _main_table(view: Overview, columns: list[Column], *, names_attacks: bool = True) -> Table:
     table = _table("setting")
     for column in columns:
         table.add_column(_heading(column), justify="right", no_wrap=True)
     for setting in view.settings:
-        cells = (_cell(column, setting, is_short=_is_short(view)) for column in columns)
+        cells = (
+            _cell(column, setting, is_short=_is_short(view), names_attack=names_attacks and column.names_attack)
+            for column in columns
+        )
         table.add_row(_label(setting), *cells)
     return table
 
 
 def _label(setting: Setting) -> Text:
     text = Text(printable(setting.label))
-    if not setting.is_ranked:
-        text.append("\nunranked: masked,\nno label-only attack", style="dim")
+    if setting.is_masked:
+        text.append("\nmasked" if setting.is_ranked else "\nmasked, unranked", style="dim")
     return text
 
 
-def _cell(column: Column, setting: Setting, *, is_short: bool) -> Text:
+def _cell(column: Column, setting: Setting, *, is_short: bool, names_attack: bool) -> Text:
     measurement = column.measurements[setting.label]
     values = measurement.spread
     text = Text(mean_text(values, column.unit), style="" if values.mean is not None else "dim")
@@ -221,9 +227,15 @@ def _cell(column: Column, setting: Setting, *, is_short: bool) -> Text:
         spread_text = f"{len(values.values)} of {len(values.values) + missing} seeds" if missing else ""
     if spread_text:
         text.append(f"\n{spread_text}", style="dim")
-    if column.names_attack and measurement.attack:
-        text.append(f"\n{printable(measurement.attack)}", style="dim italic")
+    if names_attack and measurement.attack:
+        text.append(f"\n{_broken(printable(measurement.attack))}", style="dim italic")
     return text
+
+
+def _broken(attack: str) -> str:
+    """Break a long name after its last underscore."""
+    head, underscore, tail = attack.rpartition("_")
+    return f"{head}{underscore}\n{tail}" if len(attack) > _WIDEST_ATTACK and head else attack
 
 
 def _main_list(view: Overview) -> Text:
@@ -317,4 +329,14 @@ def _notes(view: Overview) -> list[RenderableType]:
             text = Text(f"{word}: ", style=f"bold {style}".strip())
             text.append(printable(" ".join(message.split())), style="not bold")
             parts.append(text)
+    parts += [Text(sentence, style="dim") for sentence in _mask_sentences(view)]
     return [Text(""), *parts] if parts else []
+
+
+def _mask_sentences(view: Overview) -> list[str]:
+    sentences = []
+    if any(setting.is_masked for setting in view.settings):
+        sentences.append("Masked: scores are changed when asked; attacks with weights act on the model without that.")
+    if any(not setting.is_ranked for setting in view.settings):
+        sentences.append("Unranked: masked, and no label-only attack was run, so it is not called better.")
+    return sentences

@@ -5,7 +5,7 @@ Source: Chen, Yu, Fritz, "RelaxLoss", ICLR 2022, section 6.1; its released code 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import comb, factorial
@@ -22,6 +22,9 @@ _MOST_SAMPLES = 256
 # Beyond this a CPU gains nothing, and memory grows.
 _MOST_SAMPLES_ON_CPU = 16
 _MOST_BYTES = 512 * 2**20
+# Numbers that are summed up at a time: on a CPU what its caches hold, which is three times as fast as all at once.
+_BLOCK = 2**26
+_BLOCK_ON_CPU = 2**16
 # A standard deviation below this share of the mean is rounding, and one below 1e-75 has no fourth power in float64.
 _SMALLEST_SPREAD = 1e-12
 _SMALLEST_VARIANCE = 1e-150
@@ -222,7 +225,7 @@ def _by_vmap(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(module, (parameters, buffers), (x[None],)), y[None])
 
     of_w, of_x = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0))(parameters, x, y)
-    return _statistics(module, of_x, [Moments.of(each) for each in of_w.values()])
+    return _statistics(module, of_x, _moments(of_w.values()))
 
 
 @torch.enable_grad()
@@ -232,7 +235,7 @@ def _by_sample(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     loss = F.cross_entropy(functional_call(module, (parameters, dict(module.named_buffers())), (x,)), y)
     of_x, *of_w = torch.autograd.grad(loss, [x, *parameters.values()], materialize_grads=True)
-    return _statistics(module, of_x, [Moments.of(each[None]) for each in of_w])
+    return _statistics(module, of_x, _moments(each[None] for each in of_w))
 
 
 @torch.enable_grad()
@@ -250,6 +253,16 @@ def _by_factors(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         inputs = call.input if call.layer.bias is None else F.pad(call.input, (0, 1), value=1.0)
         of_w.append(Moments.of(of_output).times(Moments.of(inputs)))
     return _statistics(module, of_x, of_w)
+
+
+def _moments(gradients: Iterable[Tensor]) -> list[Moments]:
+    """Return the moments of each (B, *dims), cut into blocks."""
+    found = []
+    for gradient in gradients:
+        block = _BLOCK_ON_CPU if gradient.device.type == "cpu" else _BLOCK
+        width = max(1, block // len(gradient))
+        found += [Moments.of(part) for part in gradient.flatten(1).split(width, dim=1)]
+    return found
 
 
 def _statistics(module: nn.Module, of_x: Tensor, of_w: Sequence[Moments]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from oakum.attacks.access import Knowledge, Points, Target
 from oakum.attacks.membership._scores import LOG_FLOOR
@@ -24,12 +25,24 @@ LEARNING_RATE = 1e-3
 
 
 class AttackNetwork(nn.Module):
-    """Linear(K, 100) - ReLU - Linear(100, 1): sorted predictions (B, K) -> logit of membership (B,)."""
+    """Linear(K, 100) - ReLU - Linear(100, 1): sorted predictions (B, K) -> logit of membership (B,).
 
-    def __init__(self, num_classes: int) -> None:
+    Weights and biases start in U(-1 / sqrt(n), 1 / sqrt(n)) with n the layer's inputs, PyTorch's default.
+
+    Args:
+        num_classes: K.
+        seed: of the start, which depends on nothing else.
+    """
+
+    def __init__(self, num_classes: int, seed: int = 0) -> None:
         super().__init__()
-        self.hidden = nn.Linear(num_classes, HIDDEN)
-        self.output = nn.Linear(HIDDEN, 1)
+        self.hidden = skip_init(nn.Linear, num_classes, HIDDEN)
+        self.output = skip_init(nn.Linear, HIDDEN, 1)
+        generator = torch_generator(seed)
+        for layer in (self.hidden, self.output):
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B,) in the dtype of x."""
@@ -74,7 +87,7 @@ def fit(
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
     losses = []
     for epoch in range(epochs):
-        order = torch.randperm(len(inputs), generator=torch_generator(derive_seed(seed, "nn.order", epoch)))
+        order = torch.randperm(len(inputs), generator=torch_generator(derive_seed(seed, "nn_attack/order", epoch)))
         total = 0.0
         for index in order.split(batch_size):
             optimizer.zero_grad()
@@ -150,17 +163,7 @@ class NeuralNetwork(MembershipAttack):
                 "shadow_train and shadow_test"
             )
         inputs = sorted_inputs(np.concatenate([shadow.log_probabilities for shadow in knowledge.shadow]))
-        network = AttackNetwork(inputs.shape[1])
-        _initialize(network, derive_seed(knowledge.seed, "nn.start"))
+        network = AttackNetwork(inputs.shape[1], derive_seed(knowledge.seed, "nn_attack/start"))
         network.hidden.requires_grad_(self.config.variant == "paper")
         fit(network, inputs, torch.from_numpy(is_member).float(), seed=knowledge.seed)
         return network
-
-
-def _initialize(network: AttackNetwork, seed: int) -> None:
-    """Draw weights and biases from U(-1 / sqrt(width of the input), 1 / sqrt(...)), PyTorch's default."""
-    generator = torch_generator(seed)
-    for layer in (network.hidden, network.output):
-        bound = 1 / math.sqrt(layer.in_features)
-        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
