@@ -547,11 +547,11 @@ def trained_by_all(rank: int, world: int) -> dict[str, Tensor]:
     result = {}
     for per_sample in ("hooks", "ghost"):
         for size in (1, 12):
-            defense = dpsgd(max_grad_norm=0.5, per_sample=per_sample)
+            defense = dpsgd(max_grad_norm=0.5, per_sample=per_sample, accountant="rdp")
             rows = data(24, dtype=torch.float64)
             weights, loop = train(
                 defense,
-                recipe(epochs=2, batch_size=size, momentum=0.9),
+                recipe(epochs=1, batch_size=size, momentum=0.9),
                 rows,
                 collective=Collective(rank, world),
             )

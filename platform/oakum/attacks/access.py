@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from oakum.attacks.points import Points as Points
 from oakum.models.base import predict_log_probabilities
 
 
@@ -24,24 +25,6 @@ class Access(IntEnum):
 
 class AccessError(PermissionError):
     """An attack asked for more than the access it declares."""
-
-
-@dataclass(frozen=True)
-class Points:
-    """Samples that the adversary asks about; whether they are members is not told.
-
-    Attributes:
-        x: (N, *dims) float32 in [0, 1].
-        y: (N,) int64 labels as the training set gave them (for a canary, the label it was planted with).
-        rows: (N,) int64 row ids of the data set.
-    """
-
-    x: Tensor
-    y: Tensor
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return int(self.y.shape[0])
 
 
 class Target:

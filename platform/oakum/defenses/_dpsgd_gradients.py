@@ -138,7 +138,7 @@ class PrivateGradients:
 
 
 def _rearrange(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Give inputs of convolutions rows in memory order: Opacus 1.6 takes any other (channels_last) for it, silently."""
+    """Return the inputs of a convolution in row-major order: Opacus 1.6 silently misreads others, as channels_last."""
     return tuple(each.reshape(-1).view(each.shape) for each in inputs)
 
 
@@ -165,4 +165,4 @@ def require_per_sample_gradients(model: nn.Module) -> None:
         if is_trained and next(layer.buffers(), None) is not None:
             raise ConfigError(f"{place} has both weights and buffers, which Opacus refuses; choose another model")
         if getattr(layer, "inplace", False):
-            layer.inplace = False  # type: ignore[assignment]
+            layer.inplace = False

@@ -153,7 +153,8 @@ class _Search:
             if is_success.any():
                 done = rows[is_success]
                 inside[done], outside[done], crossed[done] = before[is_success], z[is_success], True
-                rows, queries, z, direction = (part[~is_success] for part in (rows, queries, z, direction))
+                goes_on = ~is_success
+                rows, queries, z, direction = rows[goes_on], queries[goes_on], z[goes_on], direction[goes_on]
         return inside, outside, crossed
 
     @torch.enable_grad()

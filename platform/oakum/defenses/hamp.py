@@ -21,6 +21,8 @@ Variant = Literal["paper", "released_code"]
 
 _GRID_STEP = 0.01
 _GRAY_LEVELS = 255
+# Of the largest over the second value, relative to it or to 1: no later rounding makes them equal.
+_LEAST_LEAD = 1e-6
 
 
 def soft_label_entropy(true_probability: float, num_classes: int) -> float:
@@ -69,8 +71,8 @@ def hamp_loss(
 def masked_logits(logits: Tensor, values: Tensor) -> Tensor:
     """Return (B, C): the k-th smallest of a row's `values` at the class with its k-th smallest logit.
 
-    The argmax stays what it is in `logits`, also where the largest values tie: the predicted class then gets the next
-    larger number. Classes with equal logits are ranked in their order.
+    The argmax stays what it is in `logits`, also where the largest values tie: the predicted class then gets a slightly
+    larger one (by a millionth). Classes with equal logits are ranked in their order.
 
     Args:
         logits: (B, C).
@@ -80,7 +82,7 @@ def masked_logits(logits: Tensor, values: Tensor) -> Tensor:
     ranking = logits.scatter(1, predicted, torch.inf).argsort(dim=1, stable=True)
     ascending = values.sort(dim=1).values
     top, second = ascending[:, -1], ascending[:, -2]
-    ascending[:, -1] = torch.maximum(top, torch.nextafter(second, torch.full_like(second, torch.inf)))
+    ascending[:, -1] = torch.maximum(top, second + _LEAST_LEAD * second.abs().clamp(min=1))
     return torch.empty_like(logits).scatter(1, ranking, ascending)
 
 
@@ -106,7 +108,7 @@ class RankingOnly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C); gradients reach x as if they were the classifier's own."""
-        logits = self.classifier(x)
+        logits: Tensor = self.classifier(x)
         with torch.no_grad():
             answer = masked_logits(logits, self.classifier(random_inputs(x, self._seed)))
         # The difference is exactly 0: the ranking is that of `answer`.

@@ -56,7 +56,7 @@ class NoisyAnswers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C); gradients reach x as if the noise were a constant."""
-        logits = self.classifier(x)
+        logits: Tensor = self.classifier(x)
         noise = self.perturb(logits)
         draw = keyed_uniform(content_keys(self._seed, x), 1).squeeze(1)
         is_noisy = draw < noise_probability(noise, self._config.budget)

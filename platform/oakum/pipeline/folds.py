@@ -20,7 +20,7 @@ from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from oakum.attacks.access import Points
+    from oakum.attacks.points import Points
     from oakum.training.loop import LabeledData
 
 CANARY_TRAIN_FOLD = "train+canaries"
@@ -131,7 +131,7 @@ class LoadedFolds(FoldSet):
         """Return a fold's samples with their labels; canary candidates carry their planted label."""
         import torch
 
-        from oakum.attacks.access import Points
+        from oakum.attacks.points import Points
 
         if fold == self.selection.canary_fold:
             rows, y = self.canaries.rows, self.canaries.planted_label
@@ -144,7 +144,7 @@ class LoadedFolds(FoldSet):
         """Return the training fold followed by the canaries whose coin put them into training."""
         import torch
 
-        from oakum.attacks.access import Points
+        from oakum.attacks.points import Points
 
         train = self.points("train")
         chosen = self.canaries.is_member

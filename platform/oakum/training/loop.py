@@ -236,6 +236,8 @@ class _Totals:
         if self.sums is None:
             return {"train/loss": 0.0, "train/cross_entropy": 0.0, "train/accuracy": 0.0}
         loss, cross_entropy, correct, count = state.collective.sum(self.sums).tolist()
+        if not count:
+            return {"train/loss": 0.0, "train/cross_entropy": 0.0, "train/accuracy": 0.0}
         finite = loss == loss and abs(loss) != float("inf")
         return {
             "train/loss": loss / count if finite else None,

@@ -128,7 +128,8 @@ class Moments:
 
 def _mean_product(a: Tensor, b: Tensor) -> Tensor:
     """Return the average of a * b over the second of two dimensions."""
-    return torch.linalg.vecdot(a, b) / a.shape[1]
+    mean: Tensor = torch.linalg.vecdot(a, b) / a.shape[1]
+    return mean
 
 
 def gradient_statistics(

@@ -36,4 +36,5 @@ class Correctness(MembershipAttack):
 
     def score(self, target: Target, points: Points, knowledge: Knowledge) -> NDArray[np.float64]:
         """Return (N,) float64: 1 where the prediction is the label, else 0."""
-        return (target.labels(points) == points.y.cpu().numpy()).astype(np.float64)
+        is_correct: NDArray[np.bool_] = target.labels(points) == points.y.cpu().numpy()
+        return is_correct.astype(np.float64)

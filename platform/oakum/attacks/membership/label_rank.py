@@ -52,4 +52,5 @@ def label_rank_score(log_probabilities: NDArray[np.float64], y: NDArray[np.int64
     true = log_probabilities[np.arange(len(y)), y][:, None]
     above = (log_probabilities > true).sum(axis=1)
     equal = (log_probabilities == true).sum(axis=1) - 1
-    return -(above + equal / 2)
+    score: NDArray[np.float64] = -(above + equal / 2)
+    return score
