@@ -70,7 +70,8 @@ def start_of(case) -> tuple[Tensor, Tensor]:
     """Return the output layer before training.
 
     The file's `init/w2` and `init/b2` are equal to `after/`: they were written after the five steps. The start is then
-    the one from which five steps lead there, found by taking the steps back until they meet it.
+    the one from which five steps lead there, found by taking the steps back until they meet it. What the file holds of
+    the untrained network (its outputs, its figures, the first losses) tells whether it is the right one.
     """
     end = [case.tensor(f"{case.name}/after/{key}") for key in ("w2", "b2")]
     start = [case.tensor(f"{case.name}/init/{key}") for key in ("w2", "b2")]

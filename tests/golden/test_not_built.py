@@ -10,15 +10,11 @@ def skip(case) -> None:
 
 
 _CHECKED_ELSEWHERE = (
-    r"relaxloss/|losses/|advreg/|partition/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/(?!accuracy)"
+    r"relaxloss/|losses/|advreg/|partition/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/|gradnorm/|normmetrics/|nnattack/"
     r"|dep\d+/|bido\d+/|gmi/|eval/|forward/|wgan_|nets_json|networks/|schedule/"
 )
 OWNS = rf"(?!{_CHECKED_ELSEWHERE})"
 RULES = [
-    (r"(?P<case>metrics_binary/accuracy_percent)", skip),
-    (r"(?P<case>gradnorm)/.*", skip),
-    (r"(?P<case>normmetrics)/.*", skip),
-    (r"(?P<case>nnattack)/.*", skip),
     (r"(?P<case>vib)/.*", skip),
     (r"(?P<case>kedmi/mbd)_.*", skip),
     (r"(?P<case>kedmi/attack)_.*", skip),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -407,3 +408,62 @@ def build_wide(seeds: int = 3) -> Wide:
 def wide() -> Wide:
     """Three seeds of 18 settings against 13 attacks."""
     return build_wide()
+
+
+@dataclass
+class TableCell:
+    """A cell as a reader sees it."""
+
+    attributes: dict[str, str | None]
+    words: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split()).replace("\N{NO-BREAK SPACE}", " ")
+
+    @property
+    def classes(self) -> set[str]:
+        return set((self.attributes.get("class") or "").split())
+
+    @property
+    def title(self) -> str:
+        return (self.attributes.get("title") or "").replace("\N{NO-BREAK SPACE}", " ")
+
+
+class TableReader(HTMLParser):
+    """Collects tables as rows of cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[TableCell]]] = []
+        self._is_in_cell = False
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        if name == "table":
+            self.tables.append([])
+        elif name == "tr":
+            self.tables[-1].append([])
+        elif name in ("td", "th"):
+            self.tables[-1][-1].append(TableCell(dict(attrs)))
+            self._is_in_cell = True
+
+    def handle_endtag(self, name: str) -> None:
+        if name in ("td", "th"):
+            self._is_in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._is_in_cell:
+            self.tables[-1][-1][-1].words.append(data)
+
+
+@pytest.fixture(scope="session")
+def tables() -> Callable[[str], list[list[list[TableCell]]]]:
+    """Return a function from markup to its tables."""
+
+    def read(markup: str) -> list[list[list[TableCell]]]:
+        reader = TableReader()
+        reader.feed(markup)
+        reader.close()
+        return reader.tables
+
+    return read

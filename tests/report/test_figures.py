@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,33 @@ def test_every_figure_is_written(run: Any, tmp_path: Path) -> None:
         "reconstructions",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_figures_of_many_settings_keep_every_label_inside(wide: Any) -> None:
+    labels = {cell.setting for cell in wide.record.cells}
+    curves = figures.training_curves(wide.record, wide.store)
+    assert curves is not None
+    curves.canvas.draw()
+    for axis in curves.axes:
+        written = [text for text in axis.texts if text.get_text() in labels]
+        assert {text.get_text() for text in written} == labels
+        boxes = [text.get_window_extent() for text in written]
+        assert all(curves.bbox.y0 <= box.y0 and box.y1 <= curves.bbox.y1 for box in boxes)
+        ordered = sorted(boxes, key=lambda box: float(box.y0))
+        assert all(one.y1 <= other.y0 + 2 for one, other in itertools.pairwise(ordered))
+    leakage = figures.utility_leakage(wide.record)
+    assert leakage is not None
+    assert labels <= {text.get_text() for text in leakage.axes[0].texts}
+    arrow = next(text for text in leakage.axes[0].texts if text.get_text() == "better")
+    assert arrow.get_window_extent().y1 <= leakage.bbox.y1
+
+
+def test_roc_panels_of_many_settings_name_setting_and_attack(wide: Any) -> None:
+    figure = figures.roc(wide.record, wide.store)
+    assert figure is not None
+    titles = [axis.get_title(loc="left").split("\n") for axis in figure.axes if axis.get_visible()]
+    assert [title[0] for title in titles] == list(dict.fromkeys(cell.setting for cell in wide.record.cells))
+    assert all(title[1].endswith(" attack") for title in titles)
 
 
 def test_private_data_makes_no_pictures(run: Any, tmp_path: Path) -> None:

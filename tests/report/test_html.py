@@ -204,6 +204,49 @@ def test_no_number_is_invented_for_unresolved_metrics(run: Any) -> None:
     assert not re.search(r"\d\.\d", glance.group(1).split("ROC curves")[0])
 
 
+@pytest.fixture(scope="module")
+def wide_page(wide: Any) -> str:
+    return html.render(wide.record, wide.store)
+
+
+def test_many_settings_and_attacks_keep_the_page_whole_and_self_contained(wide_page: str) -> None:
+    structure = read(wide_page)
+    ids = [attributes["id"] for _, attributes in structure.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {"verdicts", "glance", "matrix", "losses", "privacy", "differences", "values"} <= set(ids)
+    assert not [name for name, _ in structure.elements if name in {"script", "link", "form", "iframe"}]
+    assert set(re.findall(r"https?://[^\"' <>)]+", wide_page)) <= {
+        "http://www.w3.org/1999/xlink",
+        "http://www.w3.org/2000/svg",
+    }
+
+
+def test_wide_tables_scroll_inside_their_own_frame_with_a_fixed_first_column(wide_page: str) -> None:
+    frames = [
+        attributes for _, attributes in read(wide_page).elements if "matrix-frame" in (attributes.get("class") or "")
+    ]
+    assert len(frames) == 6
+    assert all("scroll" in (frame["class"] or "") and frame["tabindex"] == "0" for frame in frames)
+    assert wide_page.count('class="matrix"') == len(frames)
+    assert ".matrix th:first-child { position: sticky; left: 0" in wide_page
+    assert ".scroll { overflow-x: auto" in wide_page
+    assert "@page matrix { size: A4 landscape" in wide_page
+
+
+def test_long_lists_are_folded(wide_page: str) -> None:
+    text = read(wide_page).text
+    assert "Membership, average record: 2,376 rows" in text
+    assert "one class predicted (vanilla shadow): 3 settings, 11 attacks" in text
+    assert "label smoothing: confidence, loss, entropy, modified_entropy" in text
+    assert "acts on the weights" not in text
+
+
+def test_words_of_the_matrix_are_in_the_glossary(wide_page: str) -> None:
+    glossary = read(wide_page).text.split("Glossary")[-1]
+    for term in ("Balanced accuracy", "matched, vanilla", "label only", "unranked", "variance", "Epsilon, delta"):
+        assert term in glossary
+
+
 def test_writing_replaces_the_file_and_leaves_nothing_else(run: Any, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "report.html"
     assert html.write(run.record, run.store, out) == out

@@ -9,7 +9,7 @@ from oakum.records import CellRecord, MetricValue, RunRecord
 from oakum.report._labels import spread_out
 from oakum.report._markup import Markup, join, tag
 from oakum.report._numbers import number, printable, range_text, short_labels
-from oakum.report._overview import overview
+from oakum.report._overview import overview, unit_of
 from oakum.report._verdict import verdicts
 from oakum.report.statistics import Spread
 
@@ -57,7 +57,8 @@ def test_unresolved_reasons_are_listed_once(run: Any) -> None:
 
 
 def test_flags_name_setting_and_seed(run: Any) -> None:
-    assert overview(run.record).flags == ("relaxloss: inverted signal: membership/entropy AUC 0.44 (seed 1)",)
+    flags = [flag.line for flag in overview(run.record).flags]
+    assert flags == ["inverted signal: membership/entropy AUC 0.44: relaxloss (seed 1)"]
 
 
 def test_missing_baseline_and_single_seeds_are_warned_of(run: Any) -> None:
@@ -72,6 +73,92 @@ def test_the_baseline_is_the_defense_and_not_the_label(run: Any) -> None:
     view = overview(run.with_cells(lambda cell: replace(cell, setting="plain") if cell.setting == "none" else cell))
     assert view.baseline is not None
     assert view.baseline.label == "plain"
+
+
+def test_few_attacks_keep_the_loss_attack_apart_and_many_do_not(run: Any, wide: Any) -> None:
+    assert overview(run.record).column("membership_loss_auc") is not None
+    view = overview(wide.record)
+    assert [column.name for column in view.columns] == [
+        "test_accuracy",
+        "membership_auc",
+        "membership_balanced_accuracy",
+        "membership_tpr",
+        "train_seconds",
+    ]
+    assert all(column.names_attack for column in view.columns if column.topic == "membership")
+
+
+def test_the_strongest_balanced_accuracy_is_that_of_the_matched_shadow(wide: Any) -> None:
+    column = overview(wide.record).column("membership_balanced_accuracy")
+    assert column is not None
+    assert column.title == "Balanced accuracy, matched shadow"
+    for label, measurement in column.measurements.items():
+        own = [cell for cell in wide.record.cells if cell.setting == label]
+        means: dict[str, float] = {}
+        for key in own[0].metrics:
+            if key.startswith("membership/") and key.endswith("/balanced_accuracy"):
+                means[key] = sum(cell.metrics[key].value for cell in own) / 3
+        assert measurement.key == max(means, key=means.__getitem__)
+        assert measurement.spread.mean == pytest.approx(max(means.values()))
+
+
+def test_balanced_accuracy_without_shadows_names_none(wide: Any) -> None:
+    def without(cell: CellRecord) -> CellRecord:
+        return replace(cell, metrics={key: value for key, value in cell.metrics.items() if "shadow" not in key})
+
+    column = overview(wide.with_cells(without)).column("membership_balanced_accuracy")
+    assert column is not None
+    assert column.title == "Balanced accuracy"
+
+
+@pytest.mark.parametrize(
+    ("key", "unit"),
+    [
+        ("membership/loss/balanced_accuracy", "percent"),
+        ("membership/loss/balanced_accuracy.vanilla_shadow", "percent"),
+        ("membership/loss/balanced_accuracy_per_class", "percent"),
+        ("membership/loss/balanced_accuracy_per_class.vanilla_shadow", "percent"),
+        ("membership/nn/tpr_at_fpr_0.01.vanilla_shadow", "percent"),
+        ("membership/nn/auc.vanilla_shadow", "score"),
+        ("membership/nn/average_precision", "score"),
+        ("utility/test_top5_accuracy", "percent"),
+        ("utility/train_loss_mean", "nats"),
+        ("utility/train_loss_variance", "nats"),
+        ("privacy/epsilon", "plain"),
+        ("privacy/delta", "plain"),
+        ("cost/shadow_seconds", "seconds"),
+    ],
+)
+def test_units(key: str, unit: str) -> None:
+    assert unit_of(key) == unit
+
+
+def _masked(cell: CellRecord, *, with_label_only: bool) -> CellRecord:
+    """Keep the attacks but, where not asked for, those on labels alone."""
+    metrics = {key: value for key, value in cell.metrics.items() if with_label_only or "/label_" not in key}
+    return replace(cell, metrics=metrics)
+
+
+def test_a_masked_setting_without_a_label_only_attack_is_not_ranked(wide: Any) -> None:
+    for with_label_only in (True, False):
+        view = overview(wide.with_cells(lambda cell, keep=with_label_only: _masked(cell, with_label_only=keep)))
+        masked = {setting.label for setting in view.settings if setting.is_masked}
+        unranked = {setting.label for setting in view.settings if not setting.is_ranked}
+        assert masked == {"memguard", "hamp"}
+        assert unranked == (set() if with_label_only else masked)
+
+
+def test_an_unranked_setting_is_not_called_better(wide: Any) -> None:
+    view = overview(wide.with_cells(lambda cell: _masked(cell, with_label_only=False)))
+    found = {verdict.setting.label: verdict for verdict in verdicts(view)}
+    leak = found["hamp"].findings[1]
+    assert found["hamp"].headline == "Unranked: its output is masked, and no label-only attack was run"
+    assert (leak.tone, leak.chip) == ("neutral", "unranked: no label-only attack")
+    assert leak.figure.startswith("\N{MINUS SIGN}0.1")
+    assert found["selena"].findings[1].tone == "good"
+    ranked = {verdict.setting.label: verdict for verdict in verdicts(overview(wide.record))}
+    assert ranked["hamp"].headline == "Leaks less through membership (masked output)"
+    assert ranked["hamp"].findings[1].tone == "good"
 
 
 def _record(values: dict[str, list[float]]) -> RunRecord:
@@ -126,6 +213,11 @@ def test_verdict_names_chance_only_where_every_seed_has_an_interval(run: Any) ->
         (4000.0, "seconds", False, "67 min"),
         (90000.0, "seconds", False, "25.0 h"),
         (12.3456, "plain", False, "12.35"),
+        (1e-5, "plain", False, "1e\N{MINUS SIGN}5"),
+        (1.13449, "nats", False, "1.134"),
+        (0.0, "nats", False, "0.000"),
+        (1.74e-4, "nats", False, "0.00017"),
+        (1.5e-8, "nats", False, "1.5e\N{MINUS SIGN}8"),
     ],
 )
 def test_numbers(value: float, unit: Any, sign: bool, text: str) -> None:

@@ -93,6 +93,71 @@ def test_summary_is_json_and_complete(run: Any) -> None:
     assert set(relaxloss["metrics"]) == set(run.record.cells[0].metrics)
 
 
+@pytest.mark.parametrize("width", [60, 100, 160])
+def test_many_settings_keep_to_the_width_and_to_ascii(wide: Any, width: int) -> None:
+    text = terminal.plain_text(wide.record, width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert text.isascii()
+
+
+def test_many_settings_and_attacks_are_one_short_table_at_100_columns(wide: Any) -> None:
+    text = terminal.plain_text(wide.record, 100)
+    table, differences = text.split("Difference to none")
+    lines = table.splitlines()
+    assert len(lines) < 4 + 18 * 3 + 6
+    for label in dict.fromkeys(cell.setting for cell in wide.record.cells):
+        rows = [line.split("  ")[0] for line in (*lines, *differences.splitlines())]
+        assert rows.count(label) == (1 if label == "none" else 2)
+    head = " ".join(table.split("----")[0].split())
+    for title in ("test", "member", "balanced", "TPR at", "[0.500]", "[50.0 %]"):
+        assert title in head
+    assert "confidence" not in head
+    none = next(line for line in lines if line.startswith("none"))
+    aucs = {}
+    for key in wide.record.cells[0].metrics:
+        if key.startswith("membership/") and key.endswith("/auc"):
+            aucs[key.split("/")[1]] = sum(_value(wide, "none", key)) / 3
+    strongest = max(aucs, key=aucs.__getitem__)
+    assert f"{aucs[strongest]:.3f}" in none
+    assert strongest in lines[lines.index(none) + 1]
+
+
+def test_short_differences_mark_where_the_seeds_agree(wide: Any) -> None:
+    text = terminal.plain_text(wide.record, 100)
+    assert "* where all seeds agree" in text
+    row = next(line for line in text.split("Difference to none")[1].splitlines() if line.startswith("selena"))
+    accuracy, base = (_value(wide, label, "utility/test_accuracy") for label in ("selena", "none"))
+    differences = [one - other for one, other in zip(accuracy, base, strict=True)]
+    assert len({difference > 0 for difference in differences}) == 1
+    assert f"{100 * sum(differences) / 3:+.1f}*" in row
+
+
+def test_masked_settings_are_named_and_unranked_without_a_label_only_attack(wide: Any) -> None:
+    text = terminal.plain_text(wide.record, 100)
+    assert text.count("\nmasked ") == 2
+    assert "Masked: scores are changed when asked" in text
+    assert "Unranked" not in text
+
+    def without(cell: Any) -> Any:
+        return replace(cell, metrics={key: value for key, value in cell.metrics.items() if "/label_" not in key})
+
+    record = wide.with_cells(without)
+    text = terminal.plain_text(record, 100)
+    assert text.count("masked, unranked") == 2
+    assert "Unranked: masked, and no label-only attack was run" in text
+    settings = {setting["label"]: setting for setting in terminal.summary(record)["settings"]}
+    assert (settings["hamp"]["masked"], settings["hamp"]["ranked"]) == (True, False)
+    assert (settings["selena"]["masked"], settings["selena"]["ranked"]) == (False, True)
+
+
+def test_flags_with_many_places_are_counted_in_the_terminal_and_listed_in_json(wide: Any) -> None:
+    text = terminal.plain_text(wide.record, 100)
+    assert "Flag: one class predicted (vanilla shadow): 3 settings, 11 attacks; see the report" in text
+    assert "Flag: inverted signal: hamp: entropy" in text
+    listed = terminal.summary(wide.record)["flags"]
+    assert any(flag.startswith("one class predicted (vanilla shadow): relaxloss alpha=1.0: ") for flag in listed)
+
+
 def test_the_terminal_needs_no_heavy_library() -> None:
     code = "import sys, oakum.report.terminal; print(sorted({'numpy','torch','matplotlib','ray'} & set(sys.modules)))"
     found = subprocess.run(

@@ -94,7 +94,8 @@ class Target:
         """Return the predicted classes (N,) int64 of any inputs (N, *dims) in [0, 1]."""
         self._require(Access.LABEL)
         self.queries += len(x)
-        return self._answer(x).argmax(dim=1).numpy()
+        module = self._released()
+        return predict_labels(module, x.to(device_of(module))).cpu().numpy()
 
     def module(self) -> nn.Module:
         """Return the classifier itself: eval mode, weights frozen, gradients reach its input.
@@ -183,3 +184,16 @@ class Shadow:
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of the module's first parameter, or the CPU when it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def predict_labels(module: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
+    """Return the released classes (N,) int64 of inputs (N, *dims).
+
+    A released module whose scores are costly may offer `labels(x)`, (B, *dims) -> (B,) int64, which must give the
+    argmax of its scores.
+    """
+    if not hasattr(module, "labels"):
+        return predict_log_probabilities(module, x).argmax(dim=1)
+    parts = [module.labels(part) for part in x.split(batch_size)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

@@ -64,6 +64,11 @@ class NoisyAnswers(nn.Module):
         # The difference is exactly 0: what is returned has the argmax that the search made sure of.
         return answer + (logits - logits.detach())
 
+    def labels(self, x: Tensor) -> Tensor:
+        """Return the predicted classes (B,) int64: noise never changes them, so no search is needed."""
+        labels: Tensor = self.classifier(x).argmax(dim=1)
+        return labels
+
     def perturb(self, logits: Tensor) -> Perturbation:
         """Return the noise for clean logits (B, C), before the draw that decides whether it is added."""
         return perturb(logits, self.detector, variant=self._config.variant, bisect=self._config.bisect)

@@ -112,9 +112,8 @@ def _stage(role: str) -> str:
 
 
 def _stages(places: tuple[Place, ...], setting: str) -> str:
-    texts = []
-    for place in places:
-        if place.setting == setting:
-            seeds = "" if place.seeds is None else f" ({seeds_text(list(place.seeds))})"
-            texts.append(f": {place.stage}{seeds}" if place.stage and not texts else f"{place.stage}{seeds}")
-    return ", ".join(texts)
+    own = [place for place in places if place.setting == setting]
+    seeds = {place.stage: f" ({seeds_text(list(place.seeds))})" if place.seeds is not None else "" for place in own}
+    whole = seeds.pop("", "")
+    listed = ", ".join(f"{stage}{text}" for stage, text in seeds.items())
+    return f"{whole}: {listed}" if listed else whole

@@ -52,11 +52,11 @@ def matrix_section(record: RunRecord, view: Overview, styles: Looks, store: Evid
     def table(values: Matrix) -> Markup:
         return _table(values, record, view, styles, access)
 
-    parts = [tag("h3", "AUC"), tag("p", _auc_note(auc)), table(auc)]
+    parts: list[Markup | None] = [tag("h3", "AUC"), tag("p", _auc_note(auc)), table(auc)]
     balanced = matrix(record, view, "balanced_accuracy")
     if balanced is not None:
         parts += [tag("h3", "Balanced accuracy, %"), tag("p", _balanced_note(balanced)), table(balanced)]
-        parts += [_flattered(balanced, view)]
+        parts.append(_flattered(balanced, view))
         by_class = matrix(record, view, "balanced_accuracy_per_class")
         if by_class is not None:
             title = "Balanced accuracy with a threshold for each class, %"
@@ -64,7 +64,7 @@ def matrix_section(record: RunRecord, view: Overview, styles: Looks, store: Evid
     rate = shared_rate(metric_keys(record), view.settings, "membership")
     rates = matrix(record, view, f"tpr_at_fpr_{rate}") if rate else None
     if rate and rates is not None:
-        parts += [tag("h3", f"TPR at {rate_text(rate)} FPR, %"), tag("p", _rate_note(rate)), table(rates)]
+        parts += [tag("h3", f"TPR at {rate_text(rate)} FPR, %"), tag("p", _rate_note(rates, rate)), table(rates)]
     return join(tag("h2", "Every attack against every defense"), tag("p", _lead(view), class_="lead"), *parts)
 
 
@@ -101,7 +101,7 @@ def _balanced_note(values: Matrix) -> str:
     if not values.paired:
         return f"{text}The thresholds belong to the attacks; no shadow model is used."
     text += (
-        "The threshold comes from a shadow model of the adversary: matched, trained with the target's own defense, or "
+        "What decides comes from a shadow model of the adversary: matched, trained with the target's own defense, or "
         "vanilla (small), trained without any. The matched figure is the one to judge by, since an adversary who knows "
         "the defense can train with it."
     )
@@ -109,10 +109,12 @@ def _balanced_note(values: Matrix) -> str:
     return f"{text} The thresholds of {_listed(fixed)} need no shadow." if fixed else text
 
 
-def _rate_note(rate: str) -> str:
+def _rate_note(values: Matrix, rate: str) -> str:
+    is_resolved = not any(entry.matched.unresolved for entry in values.entries.values())
+    which = "the lowest" if is_resolved else "the largest rate asked for, since there is no"
     return (
-        f"Share of members that are found while at most {rate_text(rate)} of the non-members are accused: the lowest "
-        f"rate that every attack on every setting resolves. An attack that guesses finds {rate_text(rate)}."
+        f"Share of members that are found while at most {rate_text(rate)} of the non-members are accused: {which} rate "
+        f"that every attack on every setting resolves. An attack that guesses finds {rate_text(rate)}."
     )
 
 
@@ -160,7 +162,8 @@ def _table(values: Matrix, record: RunRecord, view: Overview, styles: Looks, acc
 def _grouped(values: Matrix, access: dict[str, str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {name: [] for name in _GROUPS}
     for attack in values.attacks:
-        groups[access.get(attack, "")].append(attack)
+        known = access.get(attack, "")
+        groups[known if known in _GROUPS else ""].append(attack)
     return {name: attacks for name, attacks in groups.items() if attacks}
 
 

@@ -198,7 +198,8 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid
   .matrix thead th, .matrix thead th.group { font-size: 6.2pt; min-width: 0 }
   .matrix tbody th:first-child, .matrix thead th:first-child { position: static; min-width: 4.6rem }
   .matrix thead tr + tr th:first-child { min-width: 0; padding-inline: .16rem }
-  .matrix td .main { font-size: 6.8pt } .matrix td.vanilla .main { font-size: 6.2pt } .matrix td.vanilla { min-width: 0 }
+  .matrix td .main { font-size: 6.8pt } .matrix td.vanilla .main { font-size: 6.2pt }
+  .matrix td.vanilla { min-width: 0 }
   .wide .matrix td small { display: none } .matrix thead small { font-size: 5.4pt }
   .matrix td small, .matrix tbody th small { font-size: 5.8pt }
   details:not(.bulk, .verdict)::details-content { content-visibility: visible; height: auto }

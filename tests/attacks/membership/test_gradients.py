@@ -161,6 +161,20 @@ def test_chunks_do_not_matter(name: str, chunk: int) -> None:
     np.testing.assert_allclose(found(module, x, y, chunk), found(module, x, y), rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", ["batch norm", "depends on data"])
+def test_large_gradients_are_summed_up_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, y = build(name)
+    whole = found(module, x, y)
+    monkeypatch.setattr(_gradients, "_BLOCK_ON_CPU", 40)
+    np.testing.assert_allclose(found(module, x, y), whole, rtol=1e-9, atol=1e-15)
+
+
+def test_the_gradients_held_at_once_are_bounded() -> None:
+    small, large = nn.Linear(4, 4), nn.Linear(1, 2**25, bias=False, device="meta")
+    assert _gradients._chunk_size(small, _gradients._by_vmap) == 32
+    assert _gradients._chunk_size(large, _gradients._by_vmap) * 2**25 * 4 <= 512 * 2**20
+
+
 @pytest.mark.parametrize("name", ["rows", "batch norm", "depends on data"])
 def test_a_sample_does_not_depend_on_the_others(name: str) -> None:
     module, x, y = build(name)

@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 STATISTICS = ("l1", "l2", "min", "max", "mean", "skewness", "kurtosis")
 _MOST_SAMPLES = 256
 # Beyond this a CPU gains nothing, and memory grows.
-_MOST_SAMPLES_ON_CPU = 16
+_MOST_SAMPLES_ON_CPU = 32
 _MOST_BYTES = 512 * 2**20
 # Numbers that are summed up at a time: on a CPU what its caches hold, which is three times as fast as all at once.
 _BLOCK = 2**26
@@ -154,7 +154,7 @@ def gradient_statistics(
         module: x (B, *dims) -> logits (B, K).
         x: (N, *dims); N may be 0.
         y: (N,) int64.
-        chunk: samples that are held at once. None: at most 256 (16 on a CPU) and 512 MiB of gradients.
+        chunk: samples that are held at once; None: at most 256, and for `vmap` 512 MiB of gradients and 32 on a CPU.
 
     Raises:
         ValueError: x and y differ in length, or the module has no parameters.
@@ -191,11 +191,13 @@ def _table(module: nn.Module, x: Tensor, y: Tensor, chunk: int | None) -> NDArra
     if not len(x):
         return np.empty((0, 2 * len(STATISTICS)))
     method = _method(module, next(batches(2))[0])
-    size = 1 if method is _by_sample else chunk or _chunk_size(module)
+    size = 1 if method is _by_sample else chunk or _chunk_size(module, method)
     return torch.cat([method(module, *batch) for batch in batches(size)]).cpu().numpy()
 
 
-def _chunk_size(module: nn.Module) -> int:
+def _chunk_size(module: nn.Module, method: Method) -> int:
+    if method is _by_factors:
+        return _MOST_SAMPLES
     bytes_a_sample = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     most = _MOST_SAMPLES_ON_CPU if next(module.parameters()).device.type == "cpu" else _MOST_SAMPLES
     return max(1, min(most, _MOST_BYTES // bytes_a_sample))
