@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from oakum.pipeline.plan import Plan
 
 
-STAGE_KINDS = frozenset(
-    {"train", "snapshot", "answers", "gradients", "membership", "prior", "inversion", "judge"}
-)
+STAGE_KINDS = frozenset({"train", "snapshot", "answers", "gradients", "membership", "prior", "inversion", "judge"})
 STAGE_PARTS = frozenset({"target", "shadow", "attack", "evaluation", "prior"})
 # How long a run waits for MLflow at its end, and when it was stopped; what is left is delivered by the next run.
 _DELIVERY_SECONDS = 60.0

@@ -10,7 +10,8 @@ def skip(case) -> None:
 
 
 _CHECKED_ELSEWHERE = (
-    r"relaxloss/|losses/|advreg/|partition/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/|gradnorm/|normmetrics/|nnattack/"
+    r"relaxloss/|losses/|advreg/|partition/|metric/|threshold_edge/|entropy_edge/|benchmark/|metrics_binary/"
+    r"|gradnorm/|normmetrics/|nnattack/"
     r"|dep\d+/|bido\d+/|gmi/|eval/|forward/|wgan_|nets_json|networks/|schedule/"
 )
 OWNS = rf"(?!{_CHECKED_ELSEWHERE})"

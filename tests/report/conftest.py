@@ -239,7 +239,7 @@ ATTACKS: dict[str, tuple[str, bool, bool]] = {
     "grad_w_l1": ("weights", False, True),
     "grad_w_l2": ("weights", False, True),
     "label_only": ("label", False, True),
-    "label_rank": ("label", False, True),
+    "label_rank": ("scores", False, True),
     "inverted_classifier": ("weights", True, True),
 }
 # Label -> defense, accuracies on train and test, leak (AUC above one half), and how much of it the vanilla shadow sees.

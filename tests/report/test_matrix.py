@@ -108,6 +108,14 @@ def test_flattered_needs_guessing_with_one_shadow_and_a_leak_with_the_other(
     assert Entry(of(*matched), of(*vanilla), ()).is_flattered(0.5) is is_flattered
 
 
+def test_a_matched_figure_within_noise_of_chance_is_not_flattered() -> None:
+    vanilla = of(0.5, 0.5)
+    clear = Spread({0: 0.56, 1: 0.57}, {}, {0: (0.51, 0.6), 1: (0.52, 0.61)})
+    unclear = Spread({0: 0.56, 1: 0.57}, {}, {0: (0.49, 0.6), 1: (0.52, 0.61)})
+    assert Entry(clear, vanilla, ()).is_flattered(0.5)
+    assert not Entry(unclear, vanilla, ()).is_flattered(0.5)
+
+
 def test_no_shadow_or_no_common_seed_is_not_flattered() -> None:
     assert not Entry(of(0.7), None, ()).is_flattered(0.5)
     assert not Entry(of(0.7), Spread({4: 0.5}, {}, {}), ()).is_flattered(0.5)
@@ -125,7 +133,9 @@ def test_flattered_settings_equal_a_count_by_hand(wide: Any) -> None:
                 for cell in setting.cells
             ]
             matched, vanilla = (sum(column) / 3 for column in zip(*pairs, strict=True))
-            if abs(vanilla - 0.5) <= 0.01 and matched >= 0.52 and all(one > other for one, other in pairs):
+            lows = [cell.metrics[f"membership/{attack}/balanced_accuracy"].low for cell in setting.cells]
+            is_leak = matched >= 0.52 and all(one > other for one, other in pairs) and min(lows) > 0.5
+            if abs(vanilla - 0.5) <= 0.01 and is_leak:
                 expected.setdefault(setting.label, []).append(attack)
     assert expected
     assert found.flattered(view) == expected

@@ -134,8 +134,8 @@ def test_units(key: str, unit: str) -> None:
 
 
 def _masked(cell: CellRecord, *, with_label_only: bool) -> CellRecord:
-    """Keep the attacks but, where not asked for, those on labels alone."""
-    metrics = {key: value for key, value in cell.metrics.items() if with_label_only or "/label_" not in key}
+    """Keep the attacks but, where it is not asked for, the label-only one; a rank is read from masked scores."""
+    metrics = {key: value for key, value in cell.metrics.items() if with_label_only or "/label_only/" not in key}
     return replace(cell, metrics=metrics)
 
 

@@ -139,7 +139,7 @@ def test_masked_settings_are_named_and_unranked_without_a_label_only_attack(wide
     assert "Unranked" not in text
 
     def without(cell: Any) -> Any:
-        return replace(cell, metrics={key: value for key, value in cell.metrics.items() if "/label_" not in key})
+        return replace(cell, metrics={key: value for key, value in cell.metrics.items() if "/label_only/" not in key})
 
     record = wide.with_cells(without)
     text = terminal.plain_text(record, 100)

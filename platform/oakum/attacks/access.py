@@ -193,7 +193,8 @@ def predict_labels(module: nn.Module, x: Tensor, batch_size: int = 1024) -> Tens
     A released module whose scores are costly may offer `labels(x)`, (B, *dims) -> (B,) int64, which must give the
     argmax of its scores.
     """
-    if not hasattr(module, "labels"):
+    labels: Callable[[Tensor], Tensor] | None = getattr(module, "labels", None)
+    if labels is None:
         return predict_log_probabilities(module, x).argmax(dim=1)
-    parts = [module.labels(part) for part in x.split(batch_size)]
+    parts = [labels(part) for part in x.split(batch_size)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

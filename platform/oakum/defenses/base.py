@@ -64,8 +64,8 @@ class Defense:
             part of the method, and per-sample gradients do not exist.
         reads: folds beside the training fold that `fit` reads from `loop.folds`, such as `reference`. A shadow model
             reads the adversary's own in their place (`shadow_reference`).
-        masks_output: whether `release` hides something that the weights would show. A label-only attack is then added to
-            the experiment, and attacks with access to weights act on `unmasked`.
+        masks_output: whether `release` hides something that the weights would show. A label-only attack is then added
+            to the experiment, and attacks with access to weights act on `unmasked`.
         version: an int once the method is stable; None puts the fingerprint of its code into stage keys.
     """
 
@@ -81,8 +81,8 @@ class Defense:
         """Settings that every defense has.
 
         Attributes:
-            norm: `group` replaces the model's batch normalization by group normalization (min(32, channels) groups, as the
-                RelaxLoss experiments do for DP-SGD); set it on `none` for a row on the same network.
+            norm: `group` replaces the model's batch normalization by group normalization (min(32, channels) groups, as
+                the RelaxLoss experiments do for DP-SGD); set it on `none` for a row on the same network.
         """
 
         norm: Literal["model", "group"] = Field(default="model")
@@ -159,9 +159,10 @@ class Defense:
         return state.batch_mean(F.cross_entropy(state.forward(batch.x), batch.y, reduction="none"))
 
     def fit(self, state: TrainState, loop: TrainingLoop) -> nn.Module:
-        """Train and return the network of `build`; `loop.run(state, self.loss)` is the ordinary loop with its checkpoints.
+        """Train and return the network of `build`.
 
-        Numbers to report beside the accuracies go into `loop.metrics` (`privacy/epsilon`).
+        `loop.run(state, self.loss)` is the ordinary loop with its checkpoints. Numbers to report beside the
+        accuracies go into `loop.metrics` (`privacy/epsilon`).
         """
         return loop.run(state, self.loss)
 

@@ -119,7 +119,7 @@ class MemGuard(Defense):
                 paper uses 0.1 to 1.
             variant: whether the search sorts every iterate, see `perturb`.
             bisect: end within 1e-3 of the detector's boundary on either side, instead of just beyond it. The detector's
-                sign then tells nothing, but there is less noise against every other reading of the scores.
+                sign then tells nothing, but less noise is left against other readings, such as the loss.
             detector_epochs: of the detector's training with batches of 64.
             detector_learning_rate: of its plain SGD, constant.
         """

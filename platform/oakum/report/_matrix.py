@@ -35,8 +35,9 @@ class Entry:
     def is_flattered(self, chance: float) -> bool:
         """Whether the vanilla shadow shows guessing where the matched one finds a leak.
 
-        The vanilla mean is within `NEAR_CHANCE` of chance, the matched mean at least `ABOVE_CHANCE` above it, and
-        every seed that has both is higher with the matched shadow.
+        The vanilla mean is within `NEAR_CHANCE` of chance and the matched mean at least `ABOVE_CHANCE` above it; every
+        seed that has both is higher with the matched shadow, and its interval over records, where there is one, lies
+        above chance.
         """
         if self.vanilla is None or self.vanilla.mean is None or self.matched.mean is None:
             return False
@@ -46,6 +47,7 @@ class Entry:
             and self.matched.mean >= chance + ABOVE_CHANCE - _ROUNDING
             and bool(both)
             and all(self.matched.values[seed] > self.vanilla.values[seed] for seed in both)
+            and all(low > chance for low, _ in self.matched.intervals.values())
         )
 
     @property

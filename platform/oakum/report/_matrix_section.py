@@ -126,7 +126,7 @@ def _flattered(values: Matrix, view: Overview) -> Markup | None:
     found = values.flattered(view)
     rule = (
         f"within {100 * NEAR_CHANCE:g} point of chance with the vanilla shadow, but at least {100 * ABOVE_CHANCE:g} "
-        "points above it with the matched one, and higher in every seed"
+        "points above it with the matched one, which in every seed is higher and has an interval that leaves chance out"
     )
     count = f"{len(found)} of {len(settings)} defended {'setting' if len(settings) == 1 else 'settings'}"
     if not found:

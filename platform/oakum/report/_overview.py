@@ -20,7 +20,8 @@ Unit = Literal["percent", "score", "seconds", "nats", "plain"]
 Topic = Literal["utility", "membership", "canary", "inversion", "privacy", "cost", "other"]
 
 VANILLA_SUFFIX = ".vanilla_shadow"
-LABEL_ONLY_ATTACKS = ("label_only", "label_rank")
+# The attack that reads predicted classes alone, which a mask leaves as they are.
+LABEL_ONLY_ATTACK = "label_only"
 _TPR = re.compile(r"tpr_at_fpr_([0-9.]+)$")
 _PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "accuracy_per_class", "top1", "top5")
 _SCORE_ENDINGS = ("auc", "average_precision")
@@ -54,8 +55,8 @@ class Setting:
     @property
     def is_ranked(self) -> bool:
         """Whether it may be called better than another: a masked setting only where a label-only attack was run."""
-        heads = {tuple(key.split("/")[:2]) for cell in self.cells for key in cell.metrics}
-        return not self.is_masked or any(("membership", attack) in heads for attack in LABEL_ONLY_ATTACKS)
+        prefix = f"membership/{LABEL_ONLY_ATTACK}/"
+        return not self.is_masked or any(key.startswith(prefix) for cell in self.cells for key in cell.metrics)
 
 
 @dataclass(frozen=True)
