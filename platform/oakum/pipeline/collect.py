@@ -32,6 +32,7 @@ def skeleton(plan: Plan, code: dict[str, Any]) -> dict[str, Any]:
                 seed=cell.seed,
                 metrics={},
                 stages={role: stage.ref for role, stage in cell.stages.items()},
+                flags=("masked output",) if cell.method.cls.masks_output else (),
             )
             for cell in plan.cells
         ),
@@ -65,7 +66,7 @@ def _manifests(record: RunRecord, store: Store) -> dict[str, Manifest]:
 
 def _cell(cell: CellRecord, manifests: dict[str, Manifest]) -> CellRecord:
     metrics: dict[str, MetricValue] = {}
-    flags: list[str] = []
+    flags: list[str] = list(cell.flags)
     cost = {"train": 0.0, "shadow": 0.0, "attack": 0.0, "none": 0.0}
     for role, ref in cell.stages.items():
         manifest = manifests.get(ref.key)
