@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from oakum.attacks.access import predict_labels
 from oakum.config import ConfigError, validate
 from oakum.defenses._memguard_detector import Detector, membership_logits, train_detector
 from oakum.defenses._memguard_search import Perturbation, perturb
@@ -245,6 +246,10 @@ def test_gradients_pass_as_if_the_noise_were_constant() -> None:
 
 
 def train(defense: Defense, seed: int = 3) -> torch.nn.Module:
+    return trained(defense, seed)[0]
+
+
+def trained(defense: Defense, seed: int = 3) -> tuple[torch.nn.Module, TrainingLoop]:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.rand(40, 8, generator=generator), torch.randint(3, (40,), generator=generator)
     train_fold, reference = LabeledData(x[:24], y[:24]), LabeledData(x[24:], y[24:])
@@ -253,7 +258,7 @@ def train(defense: Defense, seed: int = 3) -> torch.nn.Module:
     recipe = Recipe(epochs=2, batch_size=8, learning_rate=1e-2)
     optimizer = build_optimizer(recipe, [parameter for parameter in network.parameters() if parameter.requires_grad])
     loop = TrainingLoop(train_fold, reference, recipe, folds={"reference": reference})
-    return defense.fit(TrainState(network, optimizer, num_classes=3, seed=seed), loop)
+    return defense.fit(TrainState(network, optimizer, num_classes=3, seed=seed), loop), loop
 
 
 def memguard(**changes: object) -> MemGuard:
@@ -280,6 +285,20 @@ def test_fit_trains_the_detector_on_members_against_the_reference_fold() -> None
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
     assert not torch.equal(module.detector[0].weight, other.detector[0].weight)
     assert not any(parameter.requires_grad for parameter in module.detector.parameters())
+
+
+def test_a_detector_that_learned_nothing_is_reported() -> None:
+    _, loop = trained(memguard(detector_epochs=1, detector_learning_rate=1e-9))
+    accuracy = loop.metrics["training/detector_accuracy"]
+    assert accuracy.value is not None and accuracy.value < 0.55 and "train it longer" in accuracy.note
+
+
+@torch.no_grad()
+def test_labels_are_the_argmax_of_the_scores() -> None:
+    released = NoisyAnswers(guarded(), MemGuard.Config(budget=1.0), seed=7).eval()
+    x = inputs(32)
+    assert torch.equal(released.labels(x), released(x).argmax(1))
+    assert torch.equal(predict_labels(released, x, batch_size=7), released(x).argmax(1))
 
 
 def test_the_detector_learns_to_tell_members_from_others() -> None:

@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from oakum.defenses._memguard_detector import Detector, train_detector
+from oakum.defenses._memguard_detector import Detector, membership_logits, train_detector
 from oakum.defenses._memguard_search import Perturbation, Variant, perturb
 from oakum.defenses.base import Defense
 from oakum.models.base import Classifier, predict_log_probabilities
+from oakum.records import MetricValue
 from oakum.registry import Source
 from oakum.seeding import content_keys, keyed_uniform
 from oakum.training.state import TrainState
@@ -139,17 +140,24 @@ class MemGuard(Defense):
         return GuardedClassifier(classifier)
 
     def fit(self, state: TrainState, loop: TrainingLoop) -> nn.Module:
-        """Train the classifier in the ordinary loop, then the detector on members against the reference fold."""
+        """Train the classifier in the ordinary loop, then the detector on members against the reference fold.
+
+        Reports `training/detector_accuracy`: noise against a detector that cannot tell members apart hides nothing.
+        """
         module = loop.run(state, self.loss)
         assert isinstance(module, GuardedClassifier)
+        members, others = (
+            _probabilities(module.classifier, data, state.device) for data in (loop.train, loop.folds[REFERENCE])
+        )
         train_detector(
             module.detector,
-            _probabilities(module.classifier, loop.train, state.device),
-            _probabilities(module.classifier, loop.folds[REFERENCE], state.device),
+            members,
+            others,
             epochs=self.config.detector_epochs,
             learning_rate=self.config.detector_learning_rate,
             seed=state.seed,
         )
+        loop.metrics["training/detector_accuracy"] = _detector_accuracy(module.detector, members, others)
         return module
 
     def release(self, module: nn.Module, seed: int) -> nn.Module:
@@ -161,6 +169,18 @@ class MemGuard(Defense):
         """Return the classifier without noise."""
         assert isinstance(module, GuardedClassifier)
         return module.classifier
+
+
+@torch.no_grad()
+def _detector_accuracy(detector: nn.Module, members: Tensor, others: Tensor) -> MetricValue:
+    """Return the detector's balanced accuracy on the samples that it was trained on."""
+    hits = (membership_logits(detector, members) > 0).double().mean()
+    rejections = (membership_logits(detector, others) <= 0).double().mean()
+    accuracy = float(hits + rejections) / 2
+    note = (
+        "the detector hardly tells members apart, so the noise hides little: train it longer" if accuracy < 0.55 else ""
+    )
+    return MetricValue(accuracy, note=note)
 
 
 def _probabilities(module: nn.Module, data: LabeledData, device: torch.device) -> Tensor:
