@@ -292,7 +292,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     other = MLP(MLP.Config(hidden=(4,)), InputShape((1, 8, 8)), 5)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    parts = {name: other for name in ("model", "optimizer", "best")}
+    parts = {name: other for name in ("model", "optimizer", "best", "snapshots")}
     save_parts(folder, parts, {"epoch": 1, "step": 7, "history": []})
     Store.open(home.store_uri).work(key).save(1, folder)
     answer = oakum("run", finished_short.file, "--executor", "serial", "--no-tracking", home=home)
