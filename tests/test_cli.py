@@ -36,7 +36,7 @@ def test_the_version(home: Home, oakum: Callable[..., Any]) -> None:
         (["run", "x.yaml", "--max-hours", "nan"], "must be more than 0"),
         (["run", "x.yaml", "--executor", "slurm"], "invalid choice: 'slurm'"),
         (["run", "x.yaml", "--checkpoint-seconds", "-1"], "must not be negative"),
-        (["run", "x.yaml", "--only", "trian"], "unknown stage 'trian'; parts: attack, evaluation, prior, shadow, target; kinds: answers, "),
+        (["run", "x.yaml", "--only", "trian"], "unknown stage 'trian'; parts: attack, evaluation, prior, "),
         (["run", "x.yaml"], "cannot read x.yaml: No such file or directory"),
         (["list", "defences"], "invalid choice: 'defences'"),
         (["report", "nothing"], "no plan is called 'nothing'"),
