@@ -156,6 +156,12 @@ def test_what_cannot_be_is_refused_before_work(plan: Callable[..., Plan], change
         plan(*changes)
 
 
+def test_a_class_that_a_shadow_fold_misses_is_said(plan: Callable[..., Plan]) -> None:
+    found = plan(f"folds.rules.0.take={json.dumps({**TAKE, 'shadow_test': 3})}")
+    assert any("fold 'shadow_test' has no sample of class" in text for text in found.warnings)
+    assert not plan().warnings
+
+
 def test_a_masking_defense_brings_the_label_only_attack(plan: Callable[..., Plan]) -> None:
     assert "membership.clean.label_only" not in cell(plan(), "none").stages
     masked = plan("settings.hamp={name: hamp, gamma: 0.5, alpha: 0.03}")
