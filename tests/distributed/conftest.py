@@ -82,7 +82,7 @@ class Killer(threading.Thread):
         self._work = Path(home.store_uri) / "work"
 
     def run(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if any(self._work.rglob("*.json")):
                 for process in psutil.Process().children(recursive=True):
