@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -153,6 +153,7 @@ class Knowledge:
     Attributes:
         generator: the prior's generator, latents (B, Z) -> images (B, C, H, W) in [0, 1]; None without a prior.
         critic: the prior's critic, images -> (B,); None without one.
+        networks: all networks of the prior by name, `generator` and `critic` included; eval mode, weights frozen.
         latent_size: Z.
         shadow: per shadow model, log-probabilities and labels of its members and non-members; empty when the
             experiment draws no shadow folds.
@@ -162,6 +163,7 @@ class Knowledge:
     seed: int = 0
     generator: nn.Module | None = None
     critic: nn.Module | None = None
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
     latent_size: int = 0
     shadow: tuple[Shadow, ...] = field(default=())
 

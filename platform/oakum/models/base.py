@@ -33,11 +33,14 @@ class Classifier(nn.Module):
     Attributes:
         tap_names: names of the hidden layers that `forward(x, with_taps=True)` returns, in order. Empty when
             the model offers none: defenses that need hidden layers refuse such a model.
+        trunk_width: width D of what `trunk` returns; 0 when the model offers no trunk: defenses that put a bottleneck
+            of their own in the head's place refuse such a model.
         version: see `Defense.version`.
     """
 
     source: ClassVar[Source | None] = None
     tap_names: ClassVar[tuple[str, ...]] = ()
+    trunk_width: int = 0
     version: ClassVar[int | None] = None
     _mean: Tensor
     _std: Tensor
@@ -83,6 +86,13 @@ class Classifier(nn.Module):
         Apply `self.head_dropout` to what the last linear layer gets.
         """
         raise TypeError(f"{type(self).__name__} must implement logits_and_taps")
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Return the flat features (B, trunk_width) from which an information bottleneck starts, for normalized x.
+
+        They are what the paper of the bottleneck takes: before a last normalization that belongs to the head.
+        """
+        raise TypeError(f"{type(self).__name__} offers no trunk")
 
     def forward(self, x: Tensor, with_taps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return logits (B, K), or (logits, taps) when `with_taps`; x is float in [0, 1] of shape (B, *dims)."""

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from oakum.attacks.access import Access, AccessError, Knowledge, Target
-from oakum.attacks.inversion.gmi import GMI, search_latents, start_latents
+from oakum.attacks.inversion._latent_search import start_latents
+from oakum.attacks.inversion.gmi import GMI, search_latents
 from oakum.config import ConfigError, validate
 
 LATENTS, CLASSES = 6, 4
@@ -158,7 +159,7 @@ def test_no_classes_give_no_reconstructions(networks) -> None:
 
 
 def test_starts_are_standard_normal_and_independent_of_each_other() -> None:
-    starts = start_latents(3, list(range(40)), 5, 100)
+    starts = start_latents(3, "gmi/start", list(range(40)), 5, 100)
     assert starts.shape == (200, 100)
     assert abs(starts.mean()) < 0.03 and abs(starts.std() - 1) < 0.03
     assert len(torch.unique(starts[:, 0])) == 200

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from oakum.attacks.access import Access, Knowledge, Target, device_of
+from oakum.attacks.inversion._latent_search import frozen, images_of, require_finite, start_latents
 from oakum.attacks.inversion.base import InversionAttack
 from oakum.config import ConfigError
 from oakum.registry import Source
-from oakum.seeding import derive_seed, torch_generator
 
 _FINITE_CHECK_EVERY = 50
 
@@ -97,18 +96,8 @@ def search_latents(
         if trajectory is not None:
             trajectory.append(latents)
         if iteration % _FINITE_CHECK_EVERY == 0 or iteration == iterations - 1:
-            _require_finite(latents, iteration, learning_rate)
+            require_finite(latents, "GMI", iteration, learning_rate)
     return Search(latents.detach(), None if trajectory is None else torch.stack([z.detach() for z in trajectory]))
-
-
-def _require_finite(latents: Tensor, iteration: int, learning_rate: float) -> None:
-    broken = int((~latents.isfinite()).any(dim=1).sum())
-    if broken:
-        raise FloatingPointError(
-            f"GMI: {broken} of {len(latents)} latents are not finite at iteration {iteration}. The gradient exploded "
-            f"or a network returns NaN: lower learning_rate ({learning_rate:g}), use precision float32, and check "
-            "that target, generator and critic give finite outputs"
-        )
 
 
 class GMI(InversionAttack):
@@ -130,7 +119,7 @@ class GMI(InversionAttack):
         link="https://arxiv.org/abs/1911.07135",
     )
     access: ClassVar[Access] = Access.WEIGHTS
-    needs_prior: ClassVar[bool] = True
+    prior_networks: ClassVar[tuple[str, ...]] = ("generator", "critic")
 
     class Config(InversionAttack.Config):
         """Settings of GMI; the defaults are those published for CelebA.
@@ -143,10 +132,7 @@ class GMI(InversionAttack):
             temperature: divides the target's logits in the classification loss; 1 is the published attack. The loss of
                 an over-confident target is zero as soon as the target is convinced, long before an independent model
                 is: a temperature above 1 keeps its gradient alive, and makes the attack stronger.
-            restarts: reconstructions of each class.
             nominal_batch: divides the summed loss; part of the step size.
-            max_rows: latents searched at a time; bounds memory and changes results by rounding only.
-            precision: of the networks' forward passes.
         """
 
         iterations: int = Field(default=2000, ge=0)
@@ -155,10 +141,7 @@ class GMI(InversionAttack):
         identity_weight: float = Field(default=100.0, ge=0)
         clip: float = Field(default=1.0, gt=0)
         temperature: float = Field(default=1.0, gt=0)
-        restarts: int = Field(default=5, ge=1)
         nominal_batch: int = Field(default=60, ge=1)
-        max_rows: int = Field(default=256, ge=1)
-        precision: Literal["float32", "bfloat16"] = "float32"
 
     config: Config
 
@@ -174,14 +157,15 @@ class GMI(InversionAttack):
             raise ConfigError("attack gmi needs a prior with generator and critic; add one to the experiment's `prior`")
         module = target.module()
         device = device_of(generator)
-        starts = start_latents(knowledge.seed, classes.tolist(), self.config.restarts, knowledge.latent_size)
+        starts = start_latents(
+            knowledge.seed, "gmi/start", classes.tolist(), self.config.restarts, knowledge.latent_size
+        )
         wanted = classes.cpu().repeat_interleave(self.config.restarts)
         parts, rows = [], self.config.max_rows
-        with _frozen(generator, critic, module):
+        with frozen(generator, critic, module):
             for z, y in zip(torch.split(starts, rows), torch.split(wanted, rows), strict=True):
                 latents = self._search(z.to(device), y.to(device), generator, critic, module)
-                with torch.no_grad():
-                    parts.append(generator(latents).float().clamp(0, 1).cpu())
+                parts.append(images_of(generator, latents))
         images = torch.cat(parts)
         return images.reshape(len(classes), self.config.restarts, *images.shape[1:])
 
@@ -202,29 +186,3 @@ class GMI(InversionAttack):
             temperature=config.temperature,
             autocast_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
         ).latents
-
-
-def start_latents(seed: int, classes: list[int], restarts: int, latent_size: int) -> Tensor:
-    """Return standard normal starts (T * restarts, Z) float32, class by class, on the CPU."""
-    starts = torch.empty(len(classes), restarts, latent_size)
-    for row, label in enumerate(classes):
-        for restart in range(restarts):
-            generator = torch_generator(derive_seed(seed, "gmi/start", label, restart))
-            starts[row, restart] = torch.randn(latent_size, generator=generator)
-    return starts.flatten(0, 1)
-
-
-@contextmanager
-def _frozen(*modules: nn.Module) -> Iterator[None]:
-    """Hold modules in eval mode without gradients for their weights; restore both afterwards."""
-    training = [(part, part.training) for module in modules for part in module.modules()]
-    trainable = [(weight, weight.requires_grad) for module in modules for weight in module.parameters()]
-    for module in modules:
-        module.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for part, was_training in training:
-            part.training = was_training
-        for weight, required in trainable:
-            weight.requires_grad_(required)

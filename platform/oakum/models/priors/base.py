@@ -26,22 +26,38 @@ class Prior:
 
     Attributes:
         source: the paper.
+        network_names: what `build` returns, by name; attacks ask for networks by these names.
+        needs_target: whether it is trained against one target model; there is then one prior for each defense setting
+            and seed instead of one for all cells.
         version: see `Defense.version`.
     """
 
     source: ClassVar[Source | None] = None
+    network_names: ClassVar[tuple[str, ...]] = ("generator",)
+    needs_target: ClassVar[bool] = False
     version: ClassVar[int | None] = None
 
     class Config(FrozenConfig):
         latent_size: int
 
-    def __init__(self, config: Config, input_shape: InputShape) -> None:
+    def __init__(self, config: Config, input_shape: InputShape, num_classes: int = 0) -> None:
+        """Keep the settings.
+
+        Args:
+            num_classes: of the target; only priors that need a target use it.
+        """
         self.config = config
         self.input_shape = input_shape
+        self.num_classes = num_classes
 
     @abstractmethod
     def build(self) -> dict[str, nn.Module]:
-        """Return the networks by name: at least `generator` (latents -> images in [0, 1]) and `critic`."""
+        """Return the untrained networks by name.
+
+        `generator` maps latents (B, latent_size) to images (B, C, H, W) in [0, 1]. `critic`, where there is one, maps
+        images to scores (B,), larger = more like the public data. `discriminator`, where there is one, maps images to
+        one logit for each class of the target.
+        """
 
     @abstractmethod
     def train(
@@ -50,6 +66,7 @@ class Prior:
         seed: int,
         resume: Callable[[dict[str, Any]], dict[str, Any] | None],
         checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         """Train on public images (N, C, H, W) in [0, 1]; return the networks and the history.
 
@@ -58,4 +75,6 @@ class Prior:
             resume: called once with the parts (modules and optimizers by name) before the first step; loads the
                 last checkpoint into them and returns its record, or None to start afresh.
             checkpoint: called with (step, parts, record) where training may be continued from.
+            target: the released target in eval mode without gradients for its weights, images (B, C, H, W) -> logits
+                (B, K); given if and only if `needs_target`.
         """

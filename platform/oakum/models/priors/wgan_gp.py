@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ class WGANGP(Prior):
         year=2017,
         link="arXiv:1704.00028",
     )
+    network_names: ClassVar[tuple[str, ...]] = ("generator", "critic")
 
     class Config(Prior.Config):
         latent_size: int = Field(default=100, ge=1)
@@ -58,6 +59,7 @@ class WGANGP(Prior):
         seed: int,
         resume: Callable[[dict[str, Any]], dict[str, Any] | None],
         checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         config = self.config
         torch.manual_seed(derive_seed(seed, "init"))
