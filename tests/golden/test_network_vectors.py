@@ -18,9 +18,25 @@ from torch import nn
 from oakum import registry
 from oakum.models.base import Classifier, InputShape, count_parameters
 
-# Name in the file -> kind and name of the method that builds it; the released classifiers that are not listed
-# have no counterpart here.
-CLASSIFIERS = {"MCNN": "mcnn", "SCNN": "scnn"}
+# Name in the file -> name and settings of our model; the released networks that are not listed have no counterpart.
+CLASSIFIERS: dict[str, tuple[str, dict]] = {
+    "MCNN": ("mcnn", {}),
+    "SCNN": ("scnn", {}),
+    "VGG16_bido_celeba": ("vgg16_bn1d", {}),
+    "VGG16_bido_cifar5": ("vgg16_bn1d", {}),
+    "VGG19_eval_cifar10": ("vgg19_evaluator", {}),
+    "ResNet18_bido_1000": ("resnet18_bido", {}),
+    "ResNetClsH34_img64_z50_1000": ("resnet_cls_h", {"depth": 34, "embedding": 50}),
+    "IR50_64_1000": ("ir50", {}),
+    "FaceNet64_1000": ("facenet64", {}),
+}
+# The released network returns the last one of our taps alone.
+RETURNS_LAST_TAP = {"VGG19_eval_cifar10", "IR50_64_1000", "FaceNet64_1000"}
+# Name in the file -> what the released network returns in the place of the logits.
+ANSWERS = {
+    "ResNetClsH34_img64_z50_1000": lambda logits: [logits.log_softmax(dim=1)],
+    "FaceNet64_1000": lambda logits: [logits.softmax(dim=1), logits.argmax(dim=1, keepdim=True)],
+}
 PRIOR_PARTS = {"GMI_Generator_celeba": "generator", "GMI_DGWGAN": "critic"}
 
 
@@ -61,7 +77,9 @@ def prior(channels: int, size: int):
 def assert_tensors_match(module: nn.Module, description: dict) -> None:
     shapes = [list(value.shape) for value in module.state_dict().values() if value.is_floating_point()]
     assert shapes == description["tensors"]
-    assert sum(parameter.numel() for parameter in module.parameters()) == description["params"]
+    parameters = list(module.parameters())
+    assert sum(parameter.numel() for parameter in parameters) == description["params"]
+    assert sum(parameter.numel() for parameter in parameters if parameter.requires_grad) == description["trainable"]
 
 
 def outputs_of(name: str, description: dict) -> list[torch.Tensor]:
@@ -74,11 +92,14 @@ def outputs_of(name: str, description: dict) -> list[torch.Tensor]:
         assert_tensors_match(module, description)
         x = cosine_input(shape)
         return [fill(module)(2 * x - 1 if PRIOR_PARTS[name] == "generator" else x)]
-    model_class = require("models", CLASSIFIERS[name], name)
-    module = model_class(model_class.Config(), InputShape(tuple(shape[1:])), description["outputs"][-1][-1])
+    model, options = CLASSIFIERS[name]
+    model_class = require("models", model, name)
+    classes = next(size[0] for size in reversed(description["tensors"]) if len(size) == 2)
+    module = model_class(model_class.Config(**options), InputShape(tuple(shape[1:])), classes)
     assert_tensors_match(module, description)
     logits, taps = fill(module).logits_and_taps(cosine_input(shape))
-    return [*taps, logits]
+    answer = ANSWERS[name](logits) if name in ANSWERS else [logits]
+    return [*(taps[-1:] if name in RETURNS_LAST_TAP else taps), *answer]
 
 
 @torch.no_grad()
@@ -187,7 +208,7 @@ def check_schedule(case) -> None:
     assert_allclose(rates, expected, rtol=1e-9)
 
 
-OWNS = r"forward/|wgan_|nets_json|networks/|schedule/"
+OWNS = r"forward/(?!KED_|VMI_)|wgan_|nets_json|networks/|schedule/"
 RULES = [
     (r"(?P<case>networks/forward/(?P<net>Purchase|Texas))/.*", check_mlp),
     (r"(?P<case>networks/forward/(?P<net>[a-z0-9_]+)_(?P<classes>\d+))/.*", check_cnn),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -35,12 +36,17 @@ class Classifier(nn.Module):
             the model offers none: defenses that need hidden layers refuse such a model.
         trunk_width: width D of what `trunk` returns; 0 when the model offers no trunk: defenses that put a bottleneck
             of their own in the head's place refuse such a model.
+        head_modules: names of the modules between the trunk and the logits.
+        fresh_prefixes: beginnings of the names of weights that `load_initial` may leave as drawn: the head, and what
+            depends on the classes or the image size.
         version: see `Defense.version`.
     """
 
     source: ClassVar[Source | None] = None
     tap_names: ClassVar[tuple[str, ...]] = ()
     trunk_width: int = 0
+    head_modules: ClassVar[tuple[str, ...]] = ("head",)
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int | None] = None
     _mean: Tensor
     _std: Tensor
@@ -51,10 +57,12 @@ class Classifier(nn.Module):
         Attributes:
             mean, std: per channel (images) or one number for all features; inputs x in [0, 1] become
                 (x - mean) / std. None leaves them as they are.
+            initial_weights: name of weights (`oakum weights list`) that training starts from; None: random.
         """
 
         mean: tuple[float, ...] | None = None
         std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+        initial_weights: str | None = None
 
     def __init__(self, config: Config, input_shape: InputShape, num_classes: int) -> None:
         super().__init__()
@@ -68,6 +76,29 @@ class Classifier(nn.Module):
     def dropout_layers(self) -> list[SampleDropout]:
         """Return the layers that the defense `dropout` switches on: by default the one before the head."""
         return [self.head_dropout]
+
+    def load_initial(self, state: Mapping[str, Tensor]) -> None:
+        """Start from the weights of another training run, such as one on ImageNet.
+
+        What is under one of `fresh_prefixes` is taken when all of it fits and stays as drawn otherwise. All else must
+        be the same in `state` and here: names, shapes, and whether they hold floats; the dtype stays the model's.
+
+        Raises:
+            ConfigError: names the first three tensors that do not fit; the model is not changed.
+        """
+        own = self.state_dict()
+        names = [*own, *(name for name in state if name not in own)]
+        misfits = {name: text for name in names if (text := _misfit(own.get(name), state.get(name)))}
+        fresh = tuple(prefix for prefix in self.fresh_prefixes if any(name.startswith(prefix) for name in misfits))
+        offenders = [f"{name!r} {text}" for name, text in misfits.items() if not name.startswith(fresh)]
+        if offenders:
+            more = f" (and {len(offenders) - 3} more)" if len(offenders) > 3 else ""
+            raise ConfigError(
+                f"the initial weights are not those of {type(self).__name__} on {self.input_shape.dims}: "
+                f"{'; '.join(offenders[:3])}{more}. Give weights of the same architecture, under the names it has here"
+            )
+        own.update({name: value for name, value in state.items() if not name.startswith(fresh)})
+        self.load_state_dict(own)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std for x (B, *dims) in [0, 1]."""
@@ -114,15 +145,29 @@ def _constant(values: tuple[float, ...] | None, default: float, shape: InputShap
     return constant.view(-1, 1, 1) if shape.is_image else constant
 
 
+def _misfit(own: Tensor | None, given: Tensor | None) -> str:
+    """Return what is wrong with a given tensor in the place of a module's own; empty when it fits."""
+    if own is None:
+        return "is not in the model"
+    if given is None:
+        return "is missing"
+    if own.shape != given.shape:
+        return f"has shape {tuple(given.shape)}, the model needs {tuple(own.shape)}"
+    if own.is_floating_point() != given.is_floating_point():
+        return f"holds {given.dtype}, the model needs {own.dtype}"
+    return ""
+
+
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters, trainable or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def same_architecture(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two modules have equal class and equal parameter names and shapes, the output layer's width aside."""
-    if type(first) is not type(second):
-        return False
+    """Whether two modules have equal parameter names and shapes, the first dimension of each aside.
+
+    So the number of classes does not matter, nor under which of its names a network is registered.
+    """
     a = {name: tuple(p.shape[1:]) for name, p in first.named_parameters()}
     b = {name: tuple(p.shape[1:]) for name, p in second.named_parameters()}
     return a == b

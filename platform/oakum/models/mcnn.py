@@ -48,11 +48,13 @@ def require_shape(model: str, input_shape: InputShape, height: int, width: int) 
 class MCNN(Classifier):
     """Three convolution blocks and a linear head; 1,029,765 parameters with 5 classes.
 
-    Taps: 64x14x14 and 128x5x5 after pooling, and 256x1x1.
+    Taps: 64x14x14 and 128x5x5 after pooling, and 256x1x1; the trunk is the last one, flat.
     """
 
     source = BIDO
     tap_names: ClassVar[tuple[str, ...]] = ("block1", "block2", "block3")
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
+    trunk_width = 256
 
     class Config(Classifier.Config):
         pass
@@ -63,10 +65,16 @@ class MCNN(Classifier):
         self.block1 = conv_block(channels, 64, 7, padding=1, pool=True)
         self.block2 = conv_block(64, 128, 5, pool=True)
         self.block3 = conv_block(128, 256, 5)
-        self.head = nn.Linear(256, num_classes)
+        self.head = nn.Linear(self.trunk_width, num_classes)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self._block_outputs(x)[-1].flatten(1)
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        taps = self._block_outputs(x)
+        return self.head(self.head_dropout(taps[-1].flatten(1))), taps
+
+    def _block_outputs(self, x: Tensor) -> list[Tensor]:
         first = self.block1(x)
         second = self.block2(first)
-        third = self.block3(second)
-        return self.head(self.head_dropout(third.flatten(1))), [first, second, third]
+        return [first, second, self.block3(second)]

@@ -15,7 +15,7 @@ class MLP(Classifier):
     """Fully connected layers with one activation; samples of any shape are flattened.
 
     With the default widths and 100 classes: 1,317,348 parameters on 600 features (Purchase100) and 7,020,004 on
-    6,169 (Texas100). Taps: every hidden activation.
+    6,169 (Texas100). Taps: every hidden activation; the trunk is the last one.
     """
 
     source = Source(
@@ -26,6 +26,7 @@ class MLP(Classifier):
         link="arXiv:2207.05801",
     )
     tap_names: ClassVar[tuple[str, ...]] = ("hidden",)
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
 
     class Config(Classifier.Config):
         hidden: tuple[int, ...] = Field(default=(1024, 512, 256, 128), min_length=1)
@@ -41,12 +42,20 @@ class MLP(Classifier):
         for hidden in config.hidden:
             self.layers.append(nn.Sequential(nn.Linear(width, hidden), activation()))
             width = hidden
+        self.trunk_width = width
         self.head = nn.Linear(width, num_classes)
 
+    def trunk(self, x: Tensor) -> Tensor:
+        return self._activations(x)[-1]
+
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        taps = self._activations(x)
+        return self.head(self.head_dropout(taps[-1])), taps
+
+    def _activations(self, x: Tensor) -> list[Tensor]:
         hidden = x.flatten(1)
-        taps = []
+        activations = []
         for layer in self.layers:
             hidden = layer(hidden)
-            taps.append(hidden)
-        return self.head(self.head_dropout(hidden)), taps
+            activations.append(hidden)
+        return activations

@@ -13,11 +13,14 @@ from oakum.models.mcnn import BIDO, conv_block, require_shape
 class SCNN(Classifier):
     """Five convolution blocks and a linear head; 1,740,234 parameters with 10 classes.
 
-    Tap: the 512-wide feature before the head, in which distances and Frechet statistics are measured.
+    Tap: the 512-wide feature before the head, in which distances and Frechet statistics are measured. It is the trunk
+    too.
     """
 
     source = BIDO
     tap_names: ClassVar[tuple[str, ...]] = ("feature",)
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
+    trunk_width = 512
 
     class Config(Classifier.Config):
         pass
@@ -32,8 +35,12 @@ class SCNN(Classifier):
             conv_block(128, 256, 3, padding=1),
             conv_block(256, 512, 3, padding=1),
         )
-        self.head = nn.Linear(512, num_classes)
+        self.head = nn.Linear(self.trunk_width, num_classes)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        feature: Tensor = self.features(x).flatten(1)
+        return feature
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        feature = self.features(x).flatten(1)
+        feature = self.trunk(x)
         return self.head(self.head_dropout(feature)), [feature]

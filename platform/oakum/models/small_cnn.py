@@ -17,11 +17,12 @@ from oakum.registry import Source
 class SmallCNN(Classifier):
     """Three convolution blocks, each halving the image, and a linear head.
 
-    Taps: the three blocks' outputs after pooling, as MCNN has them.
+    Taps: the three blocks' outputs after pooling, as MCNN has them; the trunk is the last one, flat.
     """
 
     source = Source(title="Quickstart network", authors="oakum", venue="this project", year=2026)
     tap_names: ClassVar[tuple[str, ...]] = ("block1", "block2", "block3")
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
 
     class Config(Classifier.Config):
         width: int = Field(default=16, ge=1, le=1024, description="channels of the first block; doubled at each")
@@ -37,10 +38,17 @@ class SmallCNN(Classifier):
             conv_block(inner, outer, config.kernel, padding=config.kernel // 2, pool=True)
             for inner, outer in itertools.pairwise(widths)
         )
-        self.head = nn.Linear(4 * config.width * (height // 8) * (width // 8), num_classes)
+        self.trunk_width = 4 * config.width * (height // 8) * (width // 8)
+        self.head = nn.Linear(self.trunk_width, num_classes)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self._block_outputs(x)[-1].flatten(1)
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        taps = self._block_outputs(x)
+        return self.head(self.head_dropout(taps[-1].flatten(1))), taps
+
+    def _block_outputs(self, x: Tensor) -> list[Tensor]:
         first = self.block1(x)
         second = self.block2(first)
-        third = self.block3(second)
-        return self.head(self.head_dropout(third.flatten(1))), [first, second, third]
+        return [first, second, self.block3(second)]
