@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,12 +22,6 @@ def start_latents(seed: int, role: str, classes: list[int], restarts: int, laten
             generator = torch_generator(derive_seed(seed, role, label, restart))
             starts[row, restart] = torch.randn(latent_size, generator=generator)
     return starts.flatten(0, 1)
-
-
-@torch.no_grad()
-def images_of(generator: Callable[[Tensor], Tensor], latents: Tensor, rows: int = 256) -> Tensor:
-    """Return the generator's images (B, C, H, W) of latents (B, Z), float32 in [0, 1] on the CPU."""
-    return torch.cat([generator(part).float().clamp(0, 1).cpu() for part in latents.split(rows)])
 
 
 @contextmanager

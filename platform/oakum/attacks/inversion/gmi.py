@@ -12,9 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from oakum.attacks.access import Access, Knowledge, Target, device_of
-from oakum.attacks.inversion._latent_search import frozen, images_of, require_finite, start_latents
+from oakum.attacks.inversion._latent_search import frozen, require_finite, start_latents
 from oakum.attacks.inversion.base import InversionAttack
 from oakum.config import ConfigError
+from oakum.models.priors.base import images_of
 from oakum.registry import Source
 
 _FINITE_CHECK_EVERY = 50

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from oakum.config import FrozenConfig
@@ -78,3 +79,9 @@ class Prior:
             target: the released target in eval mode without gradients for its weights, images (B, C, H, W) -> logits
                 (B, K); given if and only if `needs_target`.
         """
+
+
+@torch.no_grad()
+def images_of(generator: Callable[[Tensor], Tensor], latents: Tensor, rows: int = 256) -> Tensor:
+    """Return the generator's images (B, C, H, W) of latents (B, Z), float32 in [0, 1] on the CPU."""
+    return torch.cat([generator(part).float().clamp(0, 1).cpu() for part in latents.split(rows)])
