@@ -1,4 +1,4 @@
-"""Crops and flips of training images: the maths, what they depend on, and their place in the loop."""
+"""Crops, flips and cutouts of training images: the maths, what they depend on, and their place in the loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from oakum.seeding import derive_seed, keyed_uniform, sample_keys
-from oakum.training.augmentation import PADDING, augment, shift
+from oakum.training.augmentation import PADDING, augment, cut_out, shift, windows
 from oakum.training.collective import Collective
 from oakum.training.loop import LabeledData, TrainingLoop
 from oakum.training.recipe import Recipe
@@ -34,21 +34,34 @@ def moved(image: list[list[float]], down: int, right: int) -> list[list[float]]:
     ]
 
 
+def without_window(image: list[list[float]], down: float, right: float) -> list[list[float]]:
+    """Set half of the height and width to 0 around a center, given as shares of its range."""
+    ranges = []
+    for draw, side in ((down, len(image)), (right, len(image[0]))):
+        size = math.ceil(side / 2)
+        center = math.floor(draw * (side + (1 if size % 2 == 0 else 0)))
+        ranges.append(range(center - size // 2, center - size // 2 + size))
+    rows, columns = ranges
+    return [[0.0 if i in rows and j in columns else v for j, v in enumerate(row)] for i, row in enumerate(image)]
+
+
 def naive(x: Tensor, sample_key: Tensor, steps: tuple[str, ...]) -> Tensor:
     result = []
     for sample, image in enumerate(x.tolist()):
-        first, second, third = keyed_uniform(sample_key[sample : sample + 1], 3)[0].tolist()
+        first, second, third, fourth, fifth = keyed_uniform(sample_key[sample : sample + 1], 5)[0].tolist()
         planes = image
         if "crop" in steps:
             down, right = (math.floor(draw * 9) - 4 for draw in (first, second))
             planes = [moved(plane, down, right) for plane in planes]
         if "flip" in steps and third < 0.5:
             planes = [[row[::-1] for row in plane] for plane in planes]
+        if "cutout" in steps:
+            planes = [without_window(plane, fourth, fifth) for plane in planes]
         result.append(planes)
     return torch.tensor(result)
 
 
-@pytest.mark.parametrize("steps", [(), ("crop",), ("flip",), ("crop", "flip"), ("flip", "crop")])
+@pytest.mark.parametrize("steps", [(), ("crop",), ("flip",), ("flip", "crop"), ("cutout",), ("crop", "flip", "cutout")])
 @pytest.mark.parametrize("shape", [(40, 2, 9, 11), (40, 1, 3, 2), (5, 3, 32, 32)])
 def test_it_equals_a_twin_by_loops(shape: tuple[int, ...], steps: tuple[str, ...]) -> None:
     x = images(*shape)
@@ -62,10 +75,11 @@ def test_no_step_changes_nothing() -> None:
 
 def test_images_are_changed_by_their_own_keys_alone() -> None:
     x = images(30)
-    whole = augment(x, keys(30), ("crop", "flip"))
+    steps = ("crop", "flip", "cutout")
+    whole = augment(x, keys(30), steps)
     for rows in (torch.arange(30)[1::4], torch.arange(30).flip(0), torch.tensor([7])):
-        assert torch.equal(augment(x[rows], keys(30)[rows], ("crop", "flip")), whole[rows])
-    assert not torch.equal(augment(x, keys(30, seed=4), ("crop", "flip")), whole)
+        assert torch.equal(augment(x[rows], keys(30)[rows], steps), whole[rows])
+    assert not torch.equal(augment(x, keys(30, seed=4), steps), whole)
 
 
 def test_a_step_does_not_change_the_draws_of_another() -> None:
@@ -75,6 +89,9 @@ def test_a_step_does_not_change_the_draws_of_another() -> None:
     is_flipped = (both != cropped).flatten(1).any(1)
     assert torch.equal(both, torch.where(is_flipped.view(-1, 1, 1, 1), cropped.flip(3), cropped))
     assert torch.equal(augment(x, keys(30), ("flip",))[is_flipped], x[is_flipped].flip(3))
+    cut = augment(x, keys(30), ("crop", "flip", "cutout"))
+    hole = augment(torch.ones_like(x), keys(30), ("cutout",)) == 0
+    assert torch.equal(cut, both.masked_fill(hole, 0.0))
 
 
 def test_every_window_is_equally_likely() -> None:
@@ -103,20 +120,47 @@ def test_shifts_equal_a_twin_by_loops(down: int, right: int) -> None:
     assert got[1, 0].tolist() == moved(x[1, 0].tolist(), 1, -1)
 
 
+@pytest.mark.parametrize(("side", "centers"), [(6, 6), (8, 9)])
+def test_every_center_of_a_cutout_is_equally_likely(side: int, centers: int) -> None:
+    """An odd window (3 of 6) has its middle pixel anywhere; an even one (4 of 8) may also be half past the far edge."""
+    count = centers * centers * 40
+    left = augment(torch.ones(count, 1, side, side), keys(count), ("cutout",)).view(count, -1)
+    seen = Counter(tuple(row) for row in left.int().tolist())
+    assert len(seen) == centers * centers
+    assert stats.chisquare(list(seen.values())).pvalue > 1e-3
+
+
+def test_a_cutout_inside_the_image_is_a_quarter_of_it() -> None:
+    x = images(2, 3, 8, 8)
+    got = cut_out(x, torch.tensor([4, 0]), torch.tensor([5, 8]))
+    assert (got == 0).flatten(2).sum(2).tolist() == [[16] * 3, [4] * 3]
+    assert (got[0, :, 2:6, 3:7] == 0).all() and (got[1, :, :2, 6:] == 0).all()
+    assert torch.equal(got[got != 0], x[got != 0])
+
+
+def test_windows_may_leave_the_image_and_differ_in_size() -> None:
+    x = torch.zeros(4, 1, 5, 6)
+    sizes = torch.tensor([2, 0, 9, 1])
+    got = windows(x, torch.tensor([-1, 2, -3, 4]), torch.tensor([5, 2, -3, 0]), sizes, 2)
+    assert got.shape == (4, 1, 5, 6) and got.dtype == torch.bool
+    inside = [{tuple(place) for place in each.nonzero()[:, 1:].tolist()} for each in got]
+    assert inside == [{(0, 5)}, set(), set(), {(4, 0), (4, 1)}]
+
+
 def test_values_stay_in_their_range_and_dtype() -> None:
     for dtype in (torch.float32, torch.float64):
-        got = augment(images().to(dtype), keys(6), ("crop", "flip"))
+        got = augment(images().to(dtype), keys(6), ("crop", "flip", "cutout"))
         assert got.dtype == dtype and got.shape == images().shape and got.min() >= 0 and got.max() <= 1
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    assert augment(images()[:0], keys(0), ("crop", "flip")).shape == (0, 2, 9, 11)
+    assert augment(images()[:0], keys(0), ("crop", "flip", "cutout")).shape == (0, 2, 9, 11)
 
 
 def test_rows_and_unknown_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(4, 7\); remove recipe\.augmentation"):
         augment(torch.rand(4, 7), keys(4), ("flip",))
-    with pytest.raises(ValueError, match="unknown augmentation 'rotate'; use crop or flip"):
+    with pytest.raises(ValueError, match="unknown augmentation 'rotate'; use crop, flip or cutout"):
         augment(images(), keys(6), ("crop", "rotate"))
 
 

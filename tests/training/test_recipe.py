@@ -23,12 +23,21 @@ from oakum.training.recipe import Recipe
         ({"nesterov": True}, "no effect with optimizer 'adam'"),
         ({"epochs": 3, "milestones": [1, 3]}, r"[3] are never reached"),
         ({"learning_rate": "1e-3"}, "write 0.001"),
+        ({"images_per_class": 0}, "recipe.images_per_class"),
+        ({"batch_size": 10, "images_per_class": 4}, "batch_size 10 is no multiple of images_per_class 4"),
+        ({"images_per_class": 4, "drop_last": True}, "drop_last has no effect with images_per_class"),
+        ({"augmentation": ["cutouts"]}, "recipe.augmentation"),
     ],
 )
 def test_bad_options_are_explained(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(Recipe, options, "tiny.yaml: recipe")
     assert said in str(caught.value)
+
+
+def test_batches_of_classes_and_cutouts_can_be_asked_for() -> None:
+    chosen = validate(Recipe, {"batch_size": 64, "images_per_class": 4, "augmentation": ["flip", "cutout"]}, "recipe")
+    assert (chosen.images_per_class, chosen.augmentation) == (4, ("flip", "cutout"))
 
 
 def parameters() -> list[nn.Parameter]:

@@ -34,10 +34,17 @@ class Teacher:
         own_rows: whether it trains on the rows that `Defense.teacher_rows` gives, with a seed of its own; otherwise on
             the whole training fold with the seed of the model that it teaches, so that it is the undefended model
             of that seed itself.
+        public: whether it trains on the public fold with the original classes and a seed of its own: its head is as
+            wide as the data set has classes, and it never meets a private row. Not together with `own_rows`.
     """
 
     defense: dict[str, Any]
     own_rows: bool = False
+    public: bool = False
+
+    def __post_init__(self) -> None:
+        if self.own_rows and self.public:
+            raise ValueError("a teacher trains on rows of its own or on the public fold, not on both")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from oakum.config import ConfigError
 from oakum.defenses._dpsgd_accounting import Accountant, Mechanism, guarantee, noise_for
 from oakum.defenses._dpsgd_gradients import (
     PerSample,
@@ -84,6 +85,11 @@ class DPSGD(Defense):
 
     def check_training(self, recipe: Recipe, train_size: int) -> list[str]:
         """Refuse an epsilon that no noise reaches; warn of what weakens the guarantee or is set aside."""
+        if recipe.images_per_class is not None:
+            raise ConfigError(
+                "dpsgd draws every batch as a Poisson sample, which its guarantee rests on; remove "
+                "recipe.images_per_class"
+            )
         mechanism = self._mechanism(recipe, train_size, recipe.epochs)
         self._noise_multiplier(mechanism)
         found = []

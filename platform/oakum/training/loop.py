@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oakum.config import ConfigError
 from oakum.faults import fault_point
 from oakum.models.base import predict_log_probabilities
 from oakum.records import MetricValue
 from oakum.seeding import derive_seed, sample_keys, torch_generator
 from oakum.training.augmentation import augment
+from oakum.training.identity_sampler import identity_batches
 from oakum.training.recipe import Recipe
 from oakum.training.state import Batch, TrainState
 
@@ -75,7 +77,8 @@ class TrainingLoop:
             train all epochs of the recipe.
         kept: number of epochs -> weights of that snapshot.
         metrics: further numbers of the finished training, by metric key (`privacy/epsilon`).
-        sampler: returns the global batches of an epoch as positions in the fold; None shuffles the whole fold.
+        sampler: returns the global batches of an epoch as positions in the fold; None shuffles the whole fold, or draws
+            the recipe's `images_per_class`.
         history: one row an epoch; the truth that trackers and reports read.
     """
 
@@ -153,15 +156,28 @@ class TrainingLoop:
         return row
 
     def batches(self, state: TrainState) -> Iterator[Batch]:
-        """Yield this rank's shard of every global batch of the epoch, in the order of (seed, epoch)."""
+        """Yield this rank's shard of every global batch of the epoch, in the order of (seed, epoch).
+
+        Raises:
+            ConfigError: `images_per_class` does not fit the training fold or the defense.
+        """
         rank, workers = state.collective.rank, state.collective.world_size
-        for whole in (self.sampler or self._shuffled)(state):
+        for whole in self._global_batches(state):
             index = whole[rank::workers]
             x = self.train.x[index].to(state.device)
             if self.recipe.augmentation:
                 keys = sample_keys(derive_seed(state.seed, "augmentation", state.epoch), index.to(state.device))
                 x = augment(x, keys, self.recipe.augmentation)
             yield Batch(x, self.train.y[index].to(state.device), index)
+
+    def _global_batches(self, state: TrainState) -> Iterator[Tensor]:
+        images = self.recipe.images_per_class
+        if images is None:
+            return (self.sampler or self._shuffled)(state)
+        if self.sampler is not None:
+            raise ConfigError("recipe.images_per_class: this defense draws its batches by itself; remove the option")
+        generator = torch_generator(derive_seed(state.seed, "order", state.epoch))
+        return identity_batches(self.train.y, self.recipe.batch_size // images, images, generator)
 
     def _shuffled(self, state: TrainState) -> Iterator[Tensor]:
         count, size = len(self.train), self.recipe.batch_size

@@ -23,15 +23,22 @@ class Recipe(FrozenConfig):
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=64, ge=1)
     drop_last: bool = Field(default=False, description="drop the last partial batch of an epoch")
+    images_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        description="batches of batch_size / images_per_class classes with so many samples each, instead of shuffled "
+        "ones; an epoch leaves out what does not fill such a batch",
+    )
     milestones: tuple[int, ...] = Field(
         default=(), description="epochs (from 0) at which the rate is multiplied by gamma"
     )
     gamma: float = Field(default=0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 means autocast")
     channels_last: bool = False
-    augmentation: tuple[Literal["crop", "flip"], ...] = Field(
+    augmentation: tuple[Literal["crop", "flip", "cutout"], ...] = Field(
         default=(),
-        description="crop: a random window after padding 4 pixels; flip: left to right; attacks never augment",
+        description="crop: a random window after padding 4 pixels; flip: left to right; cutout: a square of half the "
+        "side becomes 0; attacks never augment",
     )
     select: Literal["last", "best_val"] = Field(default="last", description="which epoch's model is released")
 
@@ -42,4 +49,15 @@ class Recipe(FrozenConfig):
         unreachable = [epoch for epoch in self.milestones if epoch >= self.epochs]
         if unreachable:
             raise ValueError(f"milestones {unreachable} are never reached in {self.epochs} epochs")
+        if self.images_per_class is not None and self.drop_last:
+            raise ValueError("drop_last has no effect with images_per_class, which drops partial batches; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes_per_batch(self) -> Recipe:
+        if self.images_per_class is not None and self.batch_size % self.images_per_class:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of images_per_class {self.images_per_class}; every batch "
+                "holds so many samples of each of its classes"
+            )
         return self
