@@ -1,9 +1,14 @@
 """Folds: which rows of a data set a stage may see. Pure functions of labels and seeds; no fold shares a sample.
 
 An experiment lists rules. A rule says which rows it draws from and how many of them each fold takes; a row belongs to
-the first rule that it matches. The folds in `SHARED` are drawn first and from the experiment seed alone, so they are
-equal for every seed index; all others are drawn from what is left, with the seed index. Instead of rules an experiment
-can ask for the split of a paper's released code.
+the first rule that it matches. The folds in `SHARED` and `control` are drawn first and from the experiment seed alone,
+so they are equal for every seed index; all others are drawn from what is left, with the seed index. Instead of rules an
+experiment can ask for the split of a paper's released code.
+
+`control` trains the model of the no-target control: one of other classes, which an attack is run against to see what
+it reaches without any leak. Its classes are therefore none of the private ones, and its persons are in no private fold
+and not in `public`. Where no persons are known, `control` and `public` may share classes; like all folds they share
+no sample.
 """
 
 from __future__ import annotations
@@ -21,10 +26,14 @@ from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed, numpy_generator
 
 SHARED = ("evaluation", "public")
+CONTROL = "control"
 PRIVATE = (
     *("train", "val", "test", "canary"),
     *("shadow_train", "shadow_test", "reference", "shadow_reference", "shadow_val"),
 )
+
+_DRAWN_ONCE = (*SHARED, CONTROL)
+_KNOWN = (*_DRAWN_ONCE, *PRIVATE)
 
 Rows = NDArray[np.int64]
 Folds = dict[str, Rows]
@@ -37,7 +46,7 @@ class FoldSelection(FrozenConfig):
 
     Attributes:
         classes: class ids.
-        part: "train" or "test" of data sets that come in two parts.
+        part: of data sets that come in parts: "train" and "test", "val" and "public" of some.
         min_images, max_images: only identities with at least / at most so many images in the whole data set.
         first_identities: of the identities that are left, so many with the most images (ties: lower id first).
     """
@@ -69,9 +78,9 @@ class FoldRule(FrozenConfig):
     @model_validator(mode="after")
     def _check_take(self) -> Self:
         for fold in self.take:
-            if fold not in SHARED + PRIVATE:
-                nearest = difflib.get_close_matches(fold, SHARED + PRIVATE, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"folds: {', '.join(SHARED + PRIVATE)}"
+            if fold not in _KNOWN:
+                nearest = difflib.get_close_matches(fold, _KNOWN, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"folds: {', '.join(_KNOWN)}"
                 raise ValueError(f"unknown fold {fold!r}; {hint}")
         if sum(count == "rest" for count in self.take.values()) > 1:
             raise ValueError('only one fold of a rule can take "rest"')
@@ -98,7 +107,8 @@ class FoldsConfig(FrozenConfig):
 
     Attributes:
         released: gives every fold; leaves no rows to rules.
-        private_classes: the target's classes; None: every class that a rule with a private fold draws from.
+        private_classes: the target's classes; None: every class that a rule with a private fold draws from (`control`
+            is none).
     """
 
     released: ReleasedSplit | None = None
@@ -137,8 +147,9 @@ def draw_folds(
         identities: (N,) ids of persons, or None.
 
     Raises:
-        ConfigError: a rule matches no row or asks for more than it has, a person is in `public` and in a private
-            fold, or the released split is of other data.
+        ConfigError: a rule matches no row or asks for more than it has, a person is on two of the three sides
+            (private folds, `public`, `control`), a private class is in `control`, or the released split is of other
+            data.
     """
     if config.released is not None:
         return _released_folds(config.released, labels, parts, seed_index)
@@ -151,11 +162,14 @@ def draw_folds(
     for number, (rule, pool) in enumerate(zip(config.rules, pools, strict=True)):
         capped = pool if rule.per_class_max is None else _cap(pool, labels, rule.per_class_max, shared)
         counts.append(_counts(number, rule, len(capped)))
-        left.append(_draw_rule(drawn, counts[-1], SHARED, capped, labels, shared))
+        left.append(_draw_rule(drawn, counts[-1], _DRAWN_ONCE, capped, labels, shared))
     for rule_counts, pool in zip(counts, left, strict=True):
         _draw_rule(drawn, rule_counts, PRIVATE, pool, labels, private)
-    folds = {fold: _merge(rows, shared if fold in SHARED else private) for fold, rows in drawn.items()}
-    _check_identities(folds, identities)
+    folds = {fold: _merge(rows, shared if fold in _DRAWN_ONCE else private) for fold, rows in drawn.items()}
+    if CONTROL in folds:
+        _check_control(labels[folds[CONTROL]], private_classes(config, labels, parts, identities))
+    if identities is not None:
+        _check_identities(folds, identities)
     return folds
 
 
@@ -326,15 +340,24 @@ def _merge(drawn: list[Rows], generator: np.random.Generator) -> Rows:
     return drawn[0] if len(drawn) == 1 else generator.permutation(np.concatenate(drawn))
 
 
-def _check_identities(folds: Folds, identities: Rows | None) -> None:
-    if identities is None or "public" not in folds:
-        return
-    public = np.unique(identities[folds["public"]])
-    for fold in PRIVATE:
-        if fold in folds:
-            common = np.intersect1d(public, identities[folds[fold]])
+def _check_control(labels: Rows, private: tuple[int, ...]) -> None:
+    common = np.intersect1d(labels, private)
+    if len(common):
+        raise ConfigError(
+            f"data.folds: {len(common)} classes (the first: {common[0]}) are private and in {CONTROL}; the control "
+            "must not know them: let a rule of other classes take it"
+        )
+
+
+def _check_identities(folds: Folds, identities: Rows) -> None:
+    people = {fold: np.unique(identities[rows]) for fold, rows in folds.items()}
+    for outside, insiders in (("public", PRIVATE), (CONTROL, ("public", *PRIVATE))):
+        for fold in insiders:
+            if outside not in people or fold not in people:
+                continue
+            common = np.intersect1d(people[outside], people[fold])
             if len(common):
                 raise ConfigError(
-                    f"data.folds: {len(common)} identities (the first: {common[0]}) are in both public and {fold}; "
+                    f"data.folds: {len(common)} identities (the first: {common[0]}) are in both {outside} and {fold}; "
                     "give them to different rules by classes, min_images and max_images"
                 )

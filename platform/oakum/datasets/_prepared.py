@@ -29,7 +29,8 @@ SCHEMA_VERSION = 1
 SAMPLES_FILE = "samples.parquet"
 MANIFEST_FILE = "manifest.json"
 Kind = Literal["image", "tabular"]
-_PARTS = ("train", "test", "all")
+# Labels are digested by position: a new part goes to the end.
+_PARTS = ("train", "test", "all", "val", "public")
 _ROW_GROUP = 8192
 
 
@@ -44,7 +45,7 @@ class Content:
     Attributes:
         x: (N, C, H, W) uint8 pixels in native size, or (N, F) uint8 features.
         y: (N,) int64 class ids in [0, len(class_names)).
-        part: (N,) "train", "test" or "all".
+        part: (N,) "train", "test", "all", "val" or "public".
         identity: (N,) int64 ids of the persons shown, or None.
         class_names: one name a class.
         max_value: what uint8 value stands for 1.0 (255 for images, 1 for binary features).
@@ -68,7 +69,7 @@ class Labels:
 
     Attributes:
         y: (N,) int64 class ids.
-        part: (N,) "train", "test" or "all".
+        part: (N,) "train", "test", "all", "val" or "public".
         identity: (N,) int64, or None.
     """
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from oakum.config import ConfigError, validate
 from oakum.datasets._canaries import Canaries, plant
-from oakum.datasets._folds import FoldsConfig, draw_folds, fold_digest, private_classes, relabel
+from oakum.datasets._folds import CONTROL, FoldsConfig, draw_folds, fold_digest, private_classes, relabel
 from oakum.datasets._prepared import Labels, PreparedData, Samples
 from oakum.datasets.base import load_labels, load_samples, open_prepared
 from oakum.records import canonical_json, sha256_hex
@@ -47,7 +47,11 @@ class Selection:
 
 
 class FoldSet:
-    """The folds of one seed index."""
+    """The folds of one seed index.
+
+    Attributes:
+        rows: fold -> row ids in drawn order; of `control` those of `control_classes` alone.
+    """
 
     def __init__(self, selection: Selection, prepared: PreparedData, labels: Labels) -> None:
         self.selection = selection
@@ -57,11 +61,24 @@ class FoldSet:
         self.rows: dict[str, NDArray[np.int64]] = draw_folds(
             self.config, labels.y, labels.part, labels.identity, selection.experiment_seed, selection.seed_index
         )
+        if CONTROL in self.rows:
+            control = self.rows[CONTROL]
+            self.rows[CONTROL] = control[self.class_index(control, "control") >= 0]
 
     @cached_property
     def private_classes(self) -> tuple[int, ...]:
         """Original class ids of the target's classes, ascending; position = the target's class index."""
         return private_classes(self.config, self.labels.y, self.labels.part, self.labels.identity)
+
+    @cached_property
+    def control_classes(self) -> tuple[int, ...]:
+        """Original class ids of the control, ascending, at most as many as the target has; position = class index.
+
+        Raises:
+            ConfigError: the experiment's `folds` do not draw `control`.
+        """
+        found = np.unique(self.labels.y[self.require(CONTROL)])
+        return tuple(int(label) for label in found[: len(self.private_classes)])
 
     @cached_property
     def canaries(self) -> Canaries:
@@ -84,9 +101,12 @@ class FoldSet:
             )
         return self.rows[fold]
 
-    def class_index(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the target's class index of each row of a private fold."""
-        return relabel(self.labels.y[rows], self.private_classes)
+    def class_index(self, rows: NDArray[np.int64], labels: str = "private") -> NDArray[np.int64]:
+        """Return the class index of each row as the target (`private`) or the control model (`control`) counts.
+
+        It is -1 for rows of classes that the model does not know.
+        """
+        return relabel(self.labels.y[rows], self.control_classes if labels == "control" else self.private_classes)
 
     def digest(self, fold: str) -> str:
         """Return the content digest of a fold, of the canaries (with their labels and coin) or of both."""
@@ -121,7 +141,12 @@ class LoadedFolds(FoldSet):
                 )
 
     def labeled(self, fold: str, labels: str) -> LabeledData:
-        """Return a fold in memory; `labels` is `private` (the target's class index) or `all` (original classes)."""
+        """Return a fold in memory.
+
+        Args:
+            labels: `private` or `control` (class indices of the target or of the control model), or `all` (original
+                class ids).
+        """
         from oakum.training.loop import LabeledData
 
         points = self.canary_training_points() if fold == CANARY_TRAIN_FOLD else self.points(fold, labels)
@@ -137,7 +162,7 @@ class LoadedFolds(FoldSet):
             rows, y = self.canaries.rows, self.canaries.planted_label
         else:
             rows = self.require(fold)
-            y = self.class_index(rows) if labels == "private" else self.labels.y[rows]
+            y = self.labels.y[rows] if labels == "all" else self.class_index(rows, labels)
         return Points(self.samples.tensor(rows), torch.from_numpy(y.copy()), torch.from_numpy(rows.copy()))
 
     def canary_training_points(self) -> Points:
