@@ -43,8 +43,9 @@ settings: {none: none, relaxloss: {name: relaxloss, alpha: 1.2}}
 seeds: [0]
 canaries: {fold: canary}
 evaluation: {model: {name: strided_cnn, width: 2, hidden: 8}, recipe: {epochs: 1}}
-prior:
-  method: {name: wgan_gp, width: 2, latent_size: 4, critic_updates: 4, critic_per_generator: 2, batch_size: 8}
+priors:
+  wgan_gp:
+    method: {width: 2, latent_size: 4, critic_updates: 4, critic_per_generator: 2, batch_size: 8}
 attacks:
   membership: [loss, entropy]
   inversion: [{name: gmi, iterations: 2, restarts: 2}]
@@ -150,7 +151,7 @@ def short() -> dict[str, Any]:
 
 def _short() -> dict[str, Any]:
     data = _tiny()
-    for name in ("evaluation", "prior", "canaries"):
+    for name in ("evaluation", "priors", "canaries"):
         del data[name]
     return {**data, "name": "short", "settings": {"none": "none"}, "attacks": {"membership": ["loss"]}}
 

@@ -49,7 +49,7 @@ def test_a_tracked_run_is_complete(finished: Any, tracked: Callable[..., Any]) -
         ("run", ""),
         ("cell", "none|0"),
         ("cell", "relaxloss|0"),
-        ("shared", "prior"),
+        ("shared", "prior.wgan_gp"),
         ("shared", "evaluation"),
     }
     for cell in finished.record.cells:
@@ -101,7 +101,7 @@ def test_after_its_time_a_run_starts_nothing_and_the_next_goes_on(home: Home, fi
 
 def test_an_untrained_model_leaks_nothing(home: Home, tiny: dict[str, Any], write: Callable[..., Path]) -> None:
     """Members, non-members and canaries are drawn alike: without training no attack tells them apart."""
-    for name in ("evaluation", "prior"):
+    for name in ("evaluation", "priors"):
         del tiny[name]
     tiny["model"] = {"name": "mlp", "hidden": [16]}
     tiny["recipe"] = {"learning_rate": 1.0e-30, "epochs": 1}

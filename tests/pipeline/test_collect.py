@@ -44,7 +44,7 @@ def test_a_finished_run_has_every_number(finished: Any) -> None:
         assert cell.metrics["membership/loss/tpr_at_fpr_0.01"].value is None
         assert "needs" in cell.metrics["membership/loss/tpr_at_fpr_0.01"].note
         assert cell.metrics["cost/train_seconds"].value > 0
-    assert {item.role for item in finished.record.shared} == {"evaluation", "prior"}
+    assert {item.role for item in finished.record.shared} == {"evaluation", "prior.wgan_gp"}
 
 
 def test_numbers_are_those_of_the_manifests(finished: Any) -> None:

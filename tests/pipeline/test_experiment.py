@@ -25,7 +25,7 @@ def test_methods_are_loaded_with_their_defaults(tiny: dict[str, Any]) -> None:
     assert document["attacks"]["membership"] == [{"name": "loss"}, {"name": "entropy"}]
     assert document["model"].items() >= {"name": "small_cnn", "width": 4}.items()
     assert document["evaluation"]["model"]["dropout"] == 0.3
-    assert document["prior"]["method"]["gradient_penalty"] == 10.0
+    assert document["priors"]["wgan_gp"]["method"]["gradient_penalty"] == 10.0
     assert document["folds"]["rules"][0]["from"]["classes"] == [0, 1, 2, 3, 4]
 
 
@@ -47,7 +47,10 @@ def test_aliases_are_accepted(tiny: dict[str, Any]) -> None:
         ("settings.relaxloss.alhpa=1.0", "tiny.yaml: settings.relaxloss.alhpa: unknown key; did you mean 'alpha'?"),
         ("model.widht=4", "tiny.yaml: model.widht: unknown key; did you mean 'width'?"),
         ("evaluation.recipe.epochz=1", "evaluation.recipe.epochz: unknown key; did you mean 'epochs'?"),
-        ("prior.method.widht=4", "tiny.yaml: prior.method.widht: unknown key; did you mean 'width'?"),
+        (
+            "priors.wgan_gp.method.widht=4",
+            "tiny.yaml: priors.wgan_gp.method.widht: unknown key; did you mean 'width'?",
+        ),
         ("attacks.inversion.0.restart=4", "attacks.inversion.0.restart: unknown key; did you mean 'restarts'?"),
         ("folds.rules.0.tkae={}", "folds.rules.0.tkae: unknown key; did you mean 'take'?"),
         ("recipe.epochs=three", "tiny.yaml: recipe.epochs:"),
@@ -63,10 +66,20 @@ def test_aliases_are_accepted(tiny: dict[str, Any]) -> None:
         ("model=smal_cnn", "tiny.yaml: model: unknown model 'smal_cnn'; did you mean 'small_cnn'?"),
         ("attacks.membership=[lss]", "attacks.membership.0: unknown membership attack 'lss'; did you mean 'loss'?"),
         ("attacks.membership=[loss, loss]", "attacks.membership: loss is listed twice"),
-        ("prior.method=wgan", "tiny.yaml: prior.method: unknown prior 'wgan'; did you mean 'wgan_gp'?"),
-        ("prior=", "attack 'gmi' searches a prior; add `prior:`"),
+        (
+            "priors.wgan_gp.method=wgan",
+            "tiny.yaml: priors.wgan_gp.method: unknown prior 'wgan'; did you mean 'wgan_gp'?",
+        ),
+        ("priors={}", "attack 'gmi' searches a prior with critic and generator; add one under `priors:`"),
+        ("prior={}", "tiny.yaml: prior: unknown key; did you mean 'priors'?"),
+        ("attacks.inversion.0.prior=mine", "attack 'gmi': prior 'mine' is not under `priors`"),
+        ("attacks.inversion.0.settings=[nonne]", "no setting 'nonne'; settings: none, relaxloss"),
+        ("attacks.inversion.0.as=a/b", "attacks.inversion.0.as:"),
         ("evaluation=", "attacks.inversion needs an evaluation model; add `evaluation:`"),
-        ("evaluation.model=small_cnn", "the evaluation model must have another architecture than the target"),
+        (
+            "evaluation.model=small_cnn",
+            "evaluation.model: an evaluation model must have another architecture than the target",
+        ),
         ("seeds=[0, 0]", "seeds must be distinct and not negative"),
         ("seeds=[-1]", "seeds must be distinct and not negative"),
         ("seeds=[]", "tiny.yaml: seeds:"),

@@ -49,7 +49,7 @@ def test_a_cell_has_every_role(plan: Callable[..., Plan]) -> None:
     attacks = [f"membership.{target}.{name}" for target in ("clean", "canary") for name in ("loss", "entropy")]
     expected = {*targets, *attacks, "inversion.clean.gmi", "judge.clean.gmi"}
     assert all(cell.stages.keys() == expected for cell in plan().cells)
-    assert plan().shared.keys() == {"evaluation", "prior"}
+    assert plan().shared.keys() == {"evaluation", "prior.wgan_gp"}
 
 
 def test_only_the_final_metrics_read_the_test_fold(plan: Callable[..., Plan]) -> None:
@@ -91,12 +91,15 @@ def test_what_changes_no_number_changes_no_key(plan: Callable[..., Plan], change
 @pytest.mark.parametrize(
     ("change", "same"),
     [
-        ("recipe.epochs=4", {"prior", "evaluation"}),
-        ("model.width=3", {"prior", "evaluation"}),
-        ("settings.none={name: relaxloss, alpha: 0.3}", {"prior", "evaluation"}),
-        ("evaluation.recipe.epochs=2", {"prior", "target.clean", "inversion.clean.gmi", "membership.clean.loss"}),
-        ("prior.method.critic_updates=5", {"evaluation", "target.clean", "membership.clean.loss"}),
-        ("attacks.inversion.0.iterations=3", {"prior", "evaluation", "target.clean", "membership.clean.loss"}),
+        ("recipe.epochs=4", {"prior.wgan_gp", "evaluation"}),
+        ("model.width=3", {"prior.wgan_gp", "evaluation"}),
+        ("settings.none={name: relaxloss, alpha: 0.3}", {"prior.wgan_gp", "evaluation"}),
+        (
+            "evaluation.recipe.epochs=2",
+            {"prior.wgan_gp", "target.clean", "inversion.clean.gmi", "membership.clean.loss"},
+        ),
+        ("priors.wgan_gp.method.critic_updates=5", {"evaluation", "target.clean", "membership.clean.loss"}),
+        ("attacks.inversion.0.iterations=3", {"prior.wgan_gp", "evaluation", "target.clean", "membership.clean.loss"}),
         ("experiment_seed=1", set()),
         ("execution.threads=2", set()),
         ("data.image_size=16", set()),

@@ -93,11 +93,12 @@ def _cell(cell: CellRecord, manifests: dict[str, Manifest]) -> CellRecord:
 def _cost_of(part: str, target: str) -> str:
     """Return whom a role's seconds are charged to.
 
-    A snapshot's training is charged by its snapshots alone, and the vanilla shadow, which all settings share, to none.
+    A snapshot's training is charged by its snapshots alone; the vanilla shadow and the control, which all settings
+    share, to none.
     """
     if part in ("target", "teacher"):
         return "train"
-    if part in ("training", "shadow_training") or target == "vanilla":
+    if part in ("training", "shadow_training", "control") or target in ("vanilla", "control"):
         return "none"
     return "shadow" if part.startswith("shadow") else "attack"
 
@@ -147,7 +148,8 @@ def _chance(plan: Plan) -> dict[str, float]:
         if plan.experiment.file.canaries:
             chance[f"canary/{attack.name}/auc"] = 0.5
     for attack in plan.experiment.inversion:
-        chance[f"inversion/{attack.name}/top1"] = 1.0 / plan.data["evaluation_classes"]
+        for name in ("top1", "top1.second"):
+            chance[f"inversion/{attack.label}/{name}"] = 1.0 / plan.data["evaluation_classes"]
     return chance
 
 

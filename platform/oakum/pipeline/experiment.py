@@ -44,10 +44,33 @@ class ModelTraining(FrozenConfig):
     recipe: Recipe = Recipe()
 
 
-class PriorTraining(FrozenConfig):
-    """A generator trained on the public fold and shared by all cells."""
+class EvaluationConfig(ModelTraining):
+    """Who judges reconstructions. Values are comparable only between runs that say the same here.
 
-    method: MethodEntry = "wgan_gp"
+    Attributes:
+        model, recipe: the evaluation model, of another architecture than the target.
+        fold: what evaluation models learn from. `evaluation` are images of their own; `train` are the target's own
+            training images, as most papers on faces do: more accurate where identities have few images.
+        second: a second evaluation model of a third architecture, trained alike: what only one of them recognizes
+            is doubtful.
+        extractors: independent feature networks (`oakum list extractors`); they add distances of their own.
+        real_per_class: compare with so many training images of each class (None: all).
+    """
+
+    fold: Literal["evaluation", "train"] = "evaluation"
+    second: ModelTraining | None = None
+    extractors: tuple[MethodEntry, ...] = ()
+    real_per_class: int | None = Field(default=None, ge=1)
+
+
+class PriorTraining(FrozenConfig):
+    """A generator trained on the public fold: shared by all cells, unless its method needs the target.
+
+    Attributes:
+        method: settings of the prior; its `name` may be left out where the entry's own name is that of a method.
+    """
+
+    method: MethodEntry = Field(default={})
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the prior; default: execution.threads")
 
 
@@ -59,12 +82,19 @@ class AttacksConfig(FrozenConfig):
             `val` to choose settings.
         gradient_points: attacks on gradients ask about so many points of each fold (None: all); they cost one
             backward pass for each.
+        inversion: beside its own settings an entry may say `as` (the name of its metrics, to list an attack twice),
+            and `settings` and `seeds` (the only cells that meet it).
+        identities: inversion attacks rebuild the first so many private classes (None: all).
+        classes_per_task: classes of one inversion task; tasks run in parallel and are resumed one by one (None: one
+            task for all).
     """
 
     membership: tuple[MethodEntry, ...] = ()
     inversion: tuple[MethodEntry, ...] = ()
     nonmembers: Literal["test", "val"] = "test"
     gradient_points: int | None = Field(default=None, ge=1)
+    identities: int | None = Field(default=None, ge=1)
+    classes_per_task: int | None = Field(default=None, ge=1)
 
 
 class ExperimentFile(FrozenConfig):
@@ -81,8 +111,8 @@ class ExperimentFile(FrozenConfig):
     experiment_seed: int = Field(default=0, ge=0)
     canaries: CanaryConfig | None = None
     attacks: AttacksConfig = AttacksConfig()
-    evaluation: ModelTraining | None = None
-    prior: PriorTraining | None = None
+    evaluation: EvaluationConfig | None = None
+    priors: dict[str, PriorTraining] = Field(default={})
     execution: ExecutionConfig = ExecutionConfig()
 
     @field_validator("name")
@@ -98,6 +128,18 @@ class ExperimentFile(FrozenConfig):
         if len(set(value)) != len(value) or min(value) < 0:
             raise ValueError("seeds must be distinct and not negative")
         return value
+
+
+class _Choice(FrozenConfig):
+    """What an entry under `attacks.inversion` may say beside the attack's own settings."""
+
+    as_: str | None = Field(default=None, alias="as", pattern=r"^[A-Za-z0-9_-]+$")
+    settings: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+    @classmethod
+    def entry_keys(cls) -> set[str]:
+        return {field.alias or name for name, field in cls.model_fields.items()}
 
 
 @dataclass(frozen=True)
@@ -124,6 +166,33 @@ class Method:
 
 
 @dataclass(frozen=True)
+class ChosenAttack(Method):
+    """An inversion attack and the cells that meet it.
+
+    Attributes:
+        label: its name in metric keys.
+        settings, seeds: the only cells that meet it; None: all.
+    """
+
+    label: str = ""
+    settings: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+    def meets(self, setting: str, seed: int) -> bool:
+        """Whether this cell is attacked."""
+        return (self.settings is None or setting in self.settings) and (self.seeds is None or seed in self.seeds)
+
+    def entry(self) -> dict[str, Any]:
+        """Return the plain form that a YAML would hold."""
+        where = {"settings": self.settings, "seeds": self.seeds}
+        return {
+            **self.document(),
+            **({"as": self.label} if self.label != self.name else {}),
+            **{key: list(value) for key, value in where.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A validated experiment.
 
@@ -136,9 +205,11 @@ class Experiment:
     model: Method
     settings: dict[str, Method]
     membership: tuple[Method, ...]
-    inversion: tuple[Method, ...]
+    inversion: tuple[ChosenAttack, ...]
     evaluation_model: Method | None
-    prior: Method | None
+    second_model: Method | None
+    extractors: tuple[Method, ...]
+    priors: dict[str, Method]
 
     def document(self) -> dict[str, Any]:
         """Return the resolved experiment as plain JSON data."""
@@ -147,12 +218,15 @@ class Experiment:
         plain["settings"] = {label: method.document() for label, method in self.settings.items()}
         plain["attacks"] = {
             "membership": [method.document() for method in self.membership],
-            "inversion": [method.document() for method in self.inversion],
+            "inversion": [attack.entry() for attack in self.inversion],
         }
         if self.evaluation_model is not None:
             plain["evaluation"]["model"] = self.evaluation_model.document()
-        if self.prior is not None:
-            plain["prior"]["method"] = self.prior.document()
+            plain["evaluation"]["extractors"] = [method.document() for method in self.extractors]
+        if self.second_model is not None:
+            plain["evaluation"]["second"]["model"] = self.second_model.document()
+        for label, prior in self.priors.items():
+            plain["priors"][label]["method"] = prior.document()
         return plain
 
 
@@ -174,11 +248,24 @@ def resolve_experiment(data: dict[str, Any], where: str) -> Experiment:
         model=resolve_method("models", file.model, f"{where}: model"),
         settings=settings,
         membership=membership,
-        inversion=_methods("attacks.inversion", file.attacks.inversion, f"{where}: attacks.inversion"),
+        inversion=_inversion_attacks(file, f"{where}: attacks.inversion"),
         evaluation_model=(
             resolve_method("models", file.evaluation.model, f"{where}: evaluation.model") if file.evaluation else None
         ),
-        prior=resolve_method("priors", file.prior.method, f"{where}: prior.method") if file.prior else None,
+        second_model=(
+            resolve_method("models", file.evaluation.second.model, f"{where}: evaluation.second.model")
+            if file.evaluation and file.evaluation.second
+            else None
+        ),
+        extractors=(
+            _methods("extractors", file.evaluation.extractors, f"{where}: evaluation.extractors")
+            if file.evaluation
+            else ()
+        ),
+        priors={
+            label: resolve_method("priors", _named(prior.method, label), f"{where}: priors.{label}.method")
+            for label, prior in file.priors.items()
+        },
     )
     _check_parts(experiment, where)
     return experiment
@@ -198,6 +285,35 @@ def _methods(kind: str, entries: tuple[MethodEntry, ...], where: str) -> tuple[M
     if repeated:
         raise ConfigError(f"{where}: {', '.join(repeated)} is listed twice")
     return methods
+
+
+def _named(entry: MethodEntry, name: str) -> MethodEntry:
+    return entry if isinstance(entry, str) else {"name": name, **entry}
+
+
+def _inversion_attacks(file: ExperimentFile, where: str) -> tuple[ChosenAttack, ...]:
+    """Return the chosen inversion attacks; their names in metric keys are distinct."""
+    attacks = []
+    for i, entry in enumerate(file.attacks.inversion):
+        options = {"name": entry} if isinstance(entry, str) else dict(entry)
+        chosen = validate(
+            _Choice, {key: options.pop(key) for key in _Choice.entry_keys() if key in options}, f"{where}.{i}"
+        )
+        method = resolve_method("attacks.inversion", options, f"{where}.{i}")
+        unknown = [label for label in chosen.settings or () if label not in file.settings]
+        if unknown:
+            raise ConfigError(f"{where}.{i}.settings: no setting {unknown[0]!r}; settings: {', '.join(file.settings)}")
+        label = chosen.as_ or method.name
+        attacks.append(ChosenAttack(**vars(method), label=label, settings=chosen.settings, seeds=chosen.seeds))
+    cells = [(setting, seed) for setting in file.settings for seed in file.seeds]
+    for place, attack in enumerate(attacks):
+        for other in attacks[:place]:
+            if attack.label == other.label and any(attack.meets(*cell) and other.meets(*cell) for cell in cells):
+                raise ConfigError(
+                    f"{where}: {attack.label} is listed twice for the same cells; give one of them another name with "
+                    "`as:`, or other `settings` or `seeds`"
+                )
+    return tuple(attacks)
 
 
 def resolve_method(kind: str, entry: MethodEntry, where: str) -> Method:
@@ -220,15 +336,51 @@ def resolve_method(kind: str, entry: MethodEntry, where: str) -> Method:
 
 def _check_parts(experiment: Experiment, where: str) -> None:
     file = experiment.file
-    evaluation = experiment.evaluation_model
-    if evaluation is not None and evaluation.name == experiment.model.name:
+    judges = {"evaluation.model": experiment.evaluation_model, "evaluation.second.model": experiment.second_model}
+    for place, judge in judges.items():
+        if judge is not None and judge.name == experiment.model.name:
+            raise ConfigError(
+                f"{where}: {place}: an evaluation model must have another architecture than the target "
+                f"({experiment.model.name!r}), else it shares the target's blind spots"
+            )
+    if (
+        experiment.second_model is not None
+        and experiment.evaluation_model is not None
+        and experiment.second_model.name == experiment.evaluation_model.name
+    ):
         raise ConfigError(
-            f"{where}: evaluation.model: the evaluation model must have another architecture than the target "
-            f"({experiment.model.name!r}), else it shares the target's blind spots"
+            f"{where}: evaluation.second.model: two evaluation models of one architecture err alike; choose another "
+            f"than {experiment.second_model.name!r}"
         )
-    if experiment.inversion:
-        if file.evaluation is None:
-            raise ConfigError(f"{where}: attacks.inversion needs an evaluation model; add `evaluation:`")
-        needy = [method.name for method in experiment.inversion if method.cls.needs_prior]
-        if needy and file.prior is None:
-            raise ConfigError(f"{where}: attack {needy[0]!r} searches a prior; add `prior:`")
+    if experiment.inversion and file.evaluation is None:
+        raise ConfigError(f"{where}: attacks.inversion needs an evaluation model; add `evaluation:`")
+    for attack in experiment.inversion:
+        prior_for(attack, experiment.priors, f"{where}: attacks.inversion")
+
+
+def prior_for(attack: Method, priors: dict[str, Method], where: str) -> str | None:
+    """Return the label of the prior that an inversion attack searches, or None for an attack without a prior.
+
+    It is the one that the attack's `prior` names, else the first that has the networks the attack needs, priors that
+    serve every target first.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not attack.cls.needs_prior:
+        return None
+    needed = set(attack.cls.prior_networks)
+    fitting = [label for label, prior in priors.items() if needed <= set(prior.cls.network_names)]
+    wanted = attack.config.prior
+    if wanted is not None and wanted not in fitting:
+        reason = "has no " + ", ".join(sorted(needed)) if wanted in priors else "is not under `priors`"
+        raise ConfigError(f"{where}: attack {attack.name!r}: prior {wanted!r} {reason}")
+    if not fitting:
+        able = [
+            name for name in registry.available("priors") if needed <= set(registry.load("priors", name).network_names)
+        ]
+        raise ConfigError(
+            f"{where}: attack {attack.name!r} searches a prior with {' and '.join(sorted(needed))}; add one under "
+            f"`priors:`, for example `{able[0] if able else 'mine'}: {{}}`"
+        )
+    return wanted or min(fitting, key=lambda label: priors[label].cls.needs_target)

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from oakum.config import ConfigError
 from oakum.models.base import InputShape
 from oakum.pipeline.experiment import Experiment, Method, resolve_method
 from oakum.pipeline.fingerprint import fingerprint
 from oakum.pipeline.folds import CANARY_TRAIN_FOLD, FoldSet, Selection, plan_folds
+from oakum.pipeline.plan_inversion import InversionPlanner
 from oakum.pipeline.plan_models import ModelPlanner, Placement, check_model
 from oakum.pipeline.stage import Resources, Stage
 from oakum.records import canonical_json, sha256_hex
 from oakum.seeding import derive_seed
 from oakum.training.recipe import Recipe
+from oakum.weights import open_weights, weights_folder
 
 SHADOW_FOLDS = ("shadow_train", "shadow_test")
 _MAY_READ_TEST = frozenset({"answers", "gradients", "membership"})
@@ -82,6 +86,7 @@ class _Planner:
         self.file = experiment.file
         self.where = where
         self.data_home = data_home
+        self.weights = weights_folder(data_home)
         self.folds = {seed: plan_folds(self._selection(seed), data_home) for seed in sorted({0, *self.file.seeds})}
         first = self.folds[0]
         self.input_shape = list(first.prepared.input_shape(self.file.data.image_size))
@@ -90,15 +95,19 @@ class _Planner:
         self.has_shadows = bool(experiment.membership) and all(fold in first.rows for fold in SHADOW_FOLDS)
         self._nonmembers = self.file.attacks.nonmembers
         data = {"num_classes": len(self.private_classes), "input_shape": self.input_shape}
-        self.models = ModelPlanner(experiment, self._stage, data)
+        self.models = ModelPlanner(experiment, self._stage, data, first.prepared.num_classes)
+        self.inversion = InversionPlanner(
+            experiment,
+            self._stage,
+            self.models,
+            self.folds,
+            self.input_shape,
+            lambda extractor: open_weights(self.weights, extractor.cls.weights_name).sha256,
+        )
         self._check_combinations()
 
     def plan(self) -> Plan:
-        shared: dict[str, Stage] = {}
-        if self.experiment.evaluation_model is not None:
-            shared["evaluation"] = self._evaluator()
-        if self.experiment.prior is not None and self.experiment.inversion:
-            shared["prior"] = self._prior(self.experiment.prior)
+        shared = self.inversion.shared()
         cells = tuple(
             self._cell(label, method, seed, shared)
             for seed in self.file.seeds
@@ -142,12 +151,17 @@ class _Planner:
         if self.experiment.evaluation_model is not None:
             other = self.experiment.evaluation_model
             other.cls(other.config, shape, len(self.private_classes))
-        if self.experiment.prior is not None:
-            self.experiment.prior.cls(self.experiment.prior.config, shape).build()
+        if self.experiment.second_model is not None:
+            self.experiment.second_model.cls(self.experiment.second_model.config, shape, len(self.private_classes))
+        for prior in self.experiment.priors.values():
+            prior.cls(prior.config, shape, len(self.private_classes)).build()
         self._check_folds(first)
         self._require_a_batch(self.file.recipe, "train", "recipe")
         if self.file.evaluation is not None:
-            self._require_a_batch(self.file.evaluation.recipe, "evaluation", "evaluation.recipe")
+            evaluation = self.file.evaluation
+            self._require_a_batch(evaluation.recipe, evaluation.fold, "evaluation.recipe")
+            if evaluation.second is not None:
+                self._require_a_batch(evaluation.second.recipe, evaluation.fold, "evaluation.second.recipe")
 
     def _check_folds(self, first: FoldSet) -> None:
         """Refuse folds that the asked-for attacks or recipe cannot do without; warn of classes that are missing."""
@@ -184,6 +198,16 @@ class _Planner:
                 f"{self.where}: {place}: drop_last leaves no batch: fold {fold!r} has {count} samples, batch_size is "
                 f"{recipe.batch_size}; lower batch_size or remove drop_last"
             )
+        if recipe.images_per_class:
+            classes = len(np.unique(self.folds[0].labels.y[self.folds[0].require(fold)]))
+            asked = recipe.batch_size // recipe.images_per_class
+            if asked > classes:
+                raise ConfigError(
+                    f"{self.where}: {place}: a batch of {recipe.batch_size} with images_per_class "
+                    f"{recipe.images_per_class} draws {asked} classes, but fold {fold!r} has {classes}; lower "
+                    "batch_size or raise images_per_class"
+                )
+            return
         if not recipe.drop_last and count > recipe.batch_size and count % recipe.batch_size == 1:
             self.warnings.append(
                 f"{place}: the last batch of fold {fold!r} holds one sample, which batch normalization over a single "
@@ -206,6 +230,9 @@ class _Planner:
     ) -> Stage:
         execution = self.file.execution
         threads = threads or self.threads
+        initial = config["model"].get("initial_weights") if kind == "train" else None
+        if initial is not None:
+            config = {**config, "initial_weights_sha256": open_weights(self.weights, initial).sha256}
         modules = [f"oakum.pipeline.stages.{kind}", *(method.cls.__module__ for method in methods)]
         versions = [str(method.cls.version) for method in methods if getattr(method.cls, "version", None) is not None]
         stable = methods and len(versions) == len(methods)
@@ -227,46 +254,6 @@ class _Planner:
             part=part,
         )
 
-    def _evaluator(self) -> Stage:
-        assert self.file.evaluation is not None and self.experiment.evaluation_model is not None
-        model = self.experiment.evaluation_model
-        fold_of = {"train": "evaluation", **({"val": "val"} if "val" in self.folds[0].rows else {})}
-        none = resolve_method("defenses", "none", "evaluation")
-        config = {
-            "model": model.document(),
-            "defense": none.document(),
-            "recipe": self.file.evaluation.recipe.model_dump(mode="json"),
-            "seed": derive_seed(self.file.experiment_seed, "evaluation"),
-            "labels": "all",
-            "folds": fold_of,
-            "num_classes": self.folds[0].prepared.num_classes,
-            "input_shape": self.input_shape,
-        }
-        folds = dict.fromkeys(fold_of.values(), self.folds[0])
-        methods = (model, none)
-        return self._stage("train", config, {}, folds, "evaluation model", methods, part="evaluation", weight=5.0)
-
-    def _prior(self, prior: Method) -> Stage:
-        config = {
-            "prior": prior.document(),
-            "input_shape": self.input_shape,
-            "seed": derive_seed(self.file.experiment_seed, "prior"),
-        }
-        self.folds[0].require("public")
-        threads = self.file.prior.threads if self.file.prior else None
-        label = f"prior {prior.name}"
-        return self._stage(
-            "prior",
-            config,
-            {},
-            {"public": self.folds[0]},
-            label,
-            (prior,),
-            part="prior",
-            weight=100.0,
-            threads=threads,
-        )
-
     def _cell(self, label: str, method: Method, seed: int, shared: dict[str, Stage]) -> Cell:
         stages: dict[str, Stage] = {}
         if self.has_shadows:
@@ -275,8 +262,7 @@ class _Planner:
             stages |= self._shadow(none, seed, "vanilla", "none")
         for name in ["clean", "canary"] if self.file.canaries else ["clean"]:
             stages.update(self._target(label, method, seed, name, stages))
-        for attack in self.experiment.inversion:
-            stages.update(self._inversion(label, seed, stages["target.clean"], attack, shared))
+        stages |= self.inversion.cell(label, seed, stages["target.clean"], shared)
         return Cell(label, seed, method, stages)
 
     def _shadow(self, method: Method, seed: int, name: str, label: str) -> dict[str, Stage]:
@@ -290,7 +276,7 @@ class _Planner:
         stages = {f"shadow.{name}": model.stage, **_named(model.ancestors, "shadow", name)}
         stages |= self._evidence(model.stage, queried, method, title, "shadow_", name, "shadow")
         read = {fold for key, stage in stages.items() for fold in stage.folds}
-        if not read <= {*SHADOW_FOLDS, "shadow_val", "shadow_reference"}:
+        if not read <= {*SHADOW_FOLDS, "shadow_val", "shadow_reference", "public"}:
             raise AssertionError(f"{title} reads {sorted(read)}")
         return stages
 
@@ -368,32 +354,6 @@ class _Planner:
         methods = (attack, method, self.experiment.model)
         return self._stage("membership", config, inputs, asked, f"{attack.name} {title}", methods, part="attack")
 
-    def _inversion(
-        self, label: str, seed: int, target: Stage, attack: Method, shared: dict[str, Stage]
-    ) -> dict[str, Stage]:
-        folds = self.folds[seed]
-        config = {
-            "attack": attack.document(),
-            "seed": derive_seed(self.file.experiment_seed, f"attack/{attack.name}", seed),
-            "num_classes": len(self.private_classes),
-        }
-        inputs = {"target": target, **({"prior": shared["prior"]} if attack.cls.needs_prior else {})}
-        methods = (attack, *((self.experiment.prior,) if self.experiment.prior else ()), self.experiment.model)
-        title = f"{attack.name} {label}/{seed}"
-        inversion = self._stage("inversion", config, inputs, {}, title, methods, part="attack", weight=20.0)
-        judged = {"inversion": inversion, "evaluator": shared["evaluation"]}
-        assert self.experiment.evaluation_model is not None
-        judge = self._stage(
-            "judge",
-            {"original_classes": self.private_classes},
-            judged,
-            {"train": folds},
-            f"judge {title}",
-            (self.experiment.evaluation_model,),
-            part="attack",
-        )
-        return {f"inversion.clean.{attack.name}": inversion, f"judge.clean.{attack.name}": judge}
-
     def _data(self) -> dict[str, Any]:
         first = self.folds[0]
         counts = {name: len(rows) for name, rows in first.rows.items()}
@@ -409,7 +369,7 @@ class _Planner:
                 str(seed): {name: folds.digest(name) for name in folds.rows} for seed, folds in self.folds.items()
             },
             "input_shape": self.input_shape,
-            "evaluation_classes": first.prepared.num_classes,
+            "evaluation_classes": self.inversion.evaluation_classes,
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from oakum.config import ConfigError
@@ -30,6 +30,7 @@ class StageMaker(Protocol):
         *,
         part: str,
         weight: float = 1.0,
+        threads: int | None = None,
         training: bool = False,
     ) -> Stage: ...
 
@@ -52,11 +53,12 @@ class Placement:
     """What differs between a target and a shadow model of the same defense.
 
     Attributes:
-        part: `target` or `shadow`.
+        part: `target`, `shadow` or `evaluation`.
         folds: the folds of the seed.
         fold_of: role (`train`, `val`, `reference`) -> fold.
         seed: of the training.
         title: for people.
+        labels: `private`, `control` or `all`: what the classes are.
     """
 
     part: str
@@ -64,12 +66,16 @@ class Placement:
     fold_of: dict[str, str]
     seed: int
     title: str
+    labels: str = "private"
 
 
 class ModelPlanner:
     """Plans the models of one experiment."""
 
-    def __init__(self, experiment: Experiment, make_stage: StageMaker, data: dict[str, Any]) -> None:
+    def __init__(
+        self, experiment: Experiment, make_stage: StageMaker, data: dict[str, Any], public_classes: int
+    ) -> None:
+        self._public_classes = public_classes
         self._experiment = experiment
         self._make = make_stage
         self._data = data
@@ -104,7 +110,12 @@ class ModelPlanner:
         teachers: dict[str, Stage] = {}
         for name, teacher in defense.teachers().items():
             taught = resolve_method("defenses", teacher.defense, f"{method.name}: teacher {name}")
-            if teacher.own_rows:
+            if teacher.public:
+                public = replace(
+                    placement, fold_of={"train": "public"}, labels="all", title=f"{placement.title} source"
+                )
+                own = self._trained(taught, public, derive_seed(seed, f"teacher/{name}"), self._on_public(placement))
+            elif teacher.own_rows:
                 rows = {"of": method.document(), "teacher": name, "seed": seed}
                 own = self._trained(taught, placement, derive_seed(seed, f"teacher/{name}"), {"rows": rows})
             else:
@@ -112,14 +123,14 @@ class ModelPlanner:
             teachers[f"{TEACHER}{name}"] = own.stage
             teachers |= own.ancestors
         fold_of = {role: self._fold(role, method, placement) for role in ("train", *defense.reads)}
-        if placement.fold_of["val"] in placement.folds.rows:
+        if placement.fold_of.get("val") in placement.folds.rows:
             fold_of["val"] = placement.fold_of["val"]
         config = {
             "model": self._experiment.model.document(),
             "defense": method.document(),
             "recipe": self._experiment.file.recipe.model_dump(mode="json"),
             "seed": seed,
-            "labels": "private",
+            "labels": placement.labels,
             "folds": fold_of,
             **self._data,
             **(extra or {}),
@@ -138,6 +149,15 @@ class ModelPlanner:
             training=True,
         )
         return TrainedModel(stage, teachers)
+
+    def _on_public(self, placement: Placement) -> dict[str, Any]:
+        """Return what differs for a source model: the public fold's own classes, and no validation rows of it."""
+        placement.folds.require("public")
+        recipe = self._experiment.file.recipe.model_dump(mode="json")
+        return {
+            "num_classes": self._public_classes,
+            "recipe": {**recipe, "select": "last", "images_per_class": None},
+        }
 
     @staticmethod
     def _fold(role: str, method: Method, placement: Placement) -> str:

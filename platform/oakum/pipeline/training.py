@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from oakum.config import validate
-from oakum.pipeline.context import StageContext, StoreCheckpointer, build_defense, build_network
+from oakum.config import ConfigError, validate
+from oakum.pipeline.context import StageContext, StoreCheckpointer, build_defense, build_model
 from oakum.seeding import derive_seed
 from oakum.training.collective import Collective
 from oakum.training.loop import LabeledData, TrainingLoop
 from oakum.training.optimizers import autocast_dtype, build_optimizer, build_scheduler
 from oakum.training.recipe import Recipe
 from oakum.training.state import TrainState
+from oakum.weights import open_weights, read_tensors, weights_folder
 
 # Inputs of a training that are its teachers carry this before their name.
 TEACHER = "teacher."
@@ -30,7 +32,7 @@ def train_model(context: StageContext) -> tuple[nn.Module, TrainingLoop]:
     config = context.task.config
     recipe = validate(Recipe, config["recipe"], "recipe")
     defense = build_defense(config["defense"])
-    state = initial_state(config, recipe, context.device)
+    state = initial_state(config, recipe, context.device, _initial_weights(context))
     state = defense.prepare(state)
     if state.collective.world_size > 1 and not state.reduces_gradients:
         state.model = DistributedDataParallel(state.model)
@@ -63,10 +65,27 @@ def _own_rows(train: LabeledData, rows: dict[str, Any] | None) -> LabeledData:
     return LabeledData(train.x[index], train.y[index])
 
 
-def initial_state(config: dict[str, Any], recipe: Recipe, device: torch.device) -> TrainState:
-    """Return the state before the first step; weights depend on the training's seed alone."""
+def _initial_weights(context: StageContext) -> dict[str, Tensor] | None:
+    """Return the tensors that training starts from, checked against the stage's key, or None for a random start."""
+    config = context.task.config
+    name = config["model"].get("initial_weights")
+    if name is None:
+        return None
+    file = open_weights(weights_folder(context.settings.data_home), name)
+    if file.sha256 != config["initial_weights_sha256"]:
+        raise ConfigError(f"the weights {name!r} on this machine are not the ones that were planned; copy them again")
+    return read_tensors(file)
+
+
+def initial_state(
+    config: dict[str, Any], recipe: Recipe, device: torch.device, initial: Mapping[str, Tensor] | None = None
+) -> TrainState:
+    """Return the state before the first step; weights depend on the training's seed and `initial` alone."""
     torch.manual_seed(derive_seed(config["seed"], "init"))
-    model = build_network(config).to(device)
+    classifier = build_model(config)
+    if initial is not None:
+        classifier.load_initial(initial)
+    model = build_defense(config["defense"]).build(classifier).to(device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])

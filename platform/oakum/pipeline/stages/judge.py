@@ -1,69 +1,228 @@
-"""Judge reconstructions by the evaluation model; payload: `judgements.parquet`."""
+"""Judge reconstructions; payload: `judgements.parquet`, one row for each reconstruction.
+
+Beside the reconstructions of the target, those of the control (a model of other people, attacked alike) and the prior's
+unoptimized samples are judged: what they reach, an attack reaches without any leak.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from oakum.config import ConfigError
-from oakum.metrics.inversion import MIN_TOP5_CLASSES, attack_accuracy, knn_distance
+from oakum.metrics import inversion as metrics
 from oakum.models.base import same_architecture
-from oakum.pipeline.context import StageContext, build_model
+from oakum.pipeline.context import StageContext, build_method, build_model
+from oakum.records import MetricValue
+from oakum.weights import open_weights, weights_folder
 
 CHUNK = 512
+PRDC_NEIGHBORS = (3, 5)
+PRIVATE_JUDGES = ("evaluator", "second")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Reconstructions of one model.
+
+    Attributes:
+        images: (N, C, H, W) float32 in [0, 1].
+        wanted: (N,) int64 the class that each should show, as the evaluation model numbers it.
+        restart: (N,) int64.
+    """
+
+    images: Tensor
+    wanted: NDArray[np.int64]
+    restart: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What an evaluation model says about images: log-probabilities (N, K) and features (N, F), float64."""
+
+    scores: Floats
+    features: Floats
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Judge reconstructions by the evaluation model; payload: `judgements.parquet`."""
-    tensors = load_file(context.store.fetch(context.input("inversion"), "reconstructions.safetensors"))
-    images = tensors["images"]
-    evaluator = context.released("evaluator")
-    _refuse_same_architecture(context, evaluator)
-    original = torch.tensor(context.task.config["original_classes"])[tensors["classes"]]
-    wanted = original.repeat_interleave(images.shape[1])
-    flat = images.flatten(0, 1).float() / 255
-    log_probabilities, features = _logits_and_features(evaluator, flat, context.device)
-    real = context.folds.points("train", labels="all")
-    _, real_features = _logits_and_features(evaluator, real.x, context.device)
-    predicted = log_probabilities.argmax(dim=1)
-    restart = torch.arange(images.shape[1]).repeat(images.shape[0])
-    table = {
-        "class": wanted.numpy(),
-        "restart": restart.numpy(),
-        "predicted": predicted.numpy(),
-        "correct": (predicted == wanted).numpy(),
-        "confidence": log_probabilities.exp().gather(1, wanted.view(-1, 1)).squeeze(1).numpy(),
-    }
-    pq.write_table(pa.table(table), context.output / "judgements.parquet")
-    scores, classes = log_probabilities.numpy(), wanted.numpy()
-    metrics = {"top1": attack_accuracy(scores, classes)}
-    if scores.shape[1] >= MIN_TOP5_CLASSES:
-        metrics["top5"] = attack_accuracy(scores, classes, k=5)
-    metrics["knn2.evaluator"] = knn_distance(
-        features.double().numpy(), classes, real_features.double().numpy(), real.y.numpy()
+    """Judge reconstructions by the evaluation models and feature networks; payload: `judgements.parquet`."""
+    made, unoptimized = _made(context, "inversion")
+    assert made is not None
+    control, _ = _made(context, "control")
+    real_images, real_classes = _real(context, made.wanted)
+    evaluator = _judge_model(context, "evaluator")
+    mine, real = _opinion(evaluator, made.images, context), _opinion(evaluator, real_images, context)
+    found = _against_real(mine, made.wanted, real.features, real_classes, "evaluator")
+    hits = {"correct": metrics.is_hit(mine.scores, made.wanted)}
+    found["top1"] = metrics.attack_accuracy(mine.scores, made.wanted)
+    if mine.scores.shape[1] >= metrics.MIN_TOP5_CLASSES:
+        found["top5"] = metrics.attack_accuracy(mine.scores, made.wanted, k=5)
+    if "second" in context.task.inputs:
+        other = _opinion(_judge_model(context, "second"), made.images, context)
+        found["top1.second"] = metrics.attack_accuracy(other.scores, made.wanted)
+        hits["correct_second"] = metrics.is_hit(other.scores, made.wanted)
+        found["disagreement"] = metrics.disagreement(hits["correct"], hits["correct_second"])
+    if control is not None:
+        opinion = _opinion(evaluator, control.images, context)
+        found["top1.control"] = metrics.attack_accuracy(opinion.scores, control.wanted)
+        found["knn2.evaluator.control"] = metrics.knn_distance(
+            opinion.features, control.wanted, real.features, real_classes
+        )
+    if unoptimized is not None:
+        found["top1.unoptimized"] = _unsearched(_opinion(evaluator, unoptimized, context), np.unique(made.wanted))
+    for name, extra, accepted in _by_extractors(context, made, real_images, real_classes):
+        found |= extra
+        if accepted is not None:
+            hits[f"correct_{name}"] = accepted
+    _write(context, made, mine, hits)
+    return {"metrics": {name: value.to_json() for name, value in found.items()}, "profile": _profile(context)}
+
+
+def _made(context: StageContext, kind: str) -> tuple[Made | None, Tensor | None]:
+    """Return the reconstructions of all tasks of one model, and the prior's unoptimized samples."""
+    names = [name for name in context.task.inputs if name.startswith(f"{kind}.")]
+    if not names:
+        return None, None
+    parts = [load_file(context.store.fetch(context.input(name), "reconstructions.safetensors")) for name in names]
+    images = torch.cat([part["images"] for part in parts])
+    classes = torch.cat([part["classes"] for part in parts])
+    wanted = torch.tensor(context.task.config["evaluator_classes"])[classes]
+    count = images.shape[1]
+    unoptimized = parts[0].get("unoptimized")
+    return (
+        Made(
+            images.flatten(0, 1).float() / 255,
+            wanted.repeat_interleave(count).numpy(),
+            np.tile(np.arange(count), len(classes)),
+        ),
+        None if unoptimized is None else unoptimized.float() / 255,
     )
-    return {"metrics": {name: value.to_json() for name, value in metrics.items()}}
 
 
-def _refuse_same_architecture(context: StageContext, evaluator: torch.nn.Module) -> None:
-    inversion = context.input("inversion").key_document
+def _real(context: StageContext, wanted: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return the training images of the attacked classes, the first `real_per_class` of each."""
+    config = context.task.config
+    points = context.folds.points("train", labels=config["labels"])
+    y = points.y.numpy()
+    most = config["real_per_class"]
+    kept = [np.flatnonzero(y == label)[:most] for label in np.unique(wanted)]
+    rows = np.sort(np.concatenate(kept))
+    return points.x[torch.from_numpy(rows)], y[rows]
+
+
+def _judge_model(context: StageContext, name: str) -> nn.Module:
+    model = context.released(name)
+    inversion = context.input("inversion.0").key_document
     key = inversion["inputs"]["target"]
     target = context.store.manifest("train", key) or context.store.manifest("snapshot", key)
-    if target is not None and same_architecture(build_model(target.key_document["config"]), evaluator):
+    if target is not None and same_architecture(build_model(target.key_document["config"]), model):
         raise ConfigError("the evaluation model has the architecture of the target; choose another")
+    return model
 
 
 @torch.no_grad()
-def _logits_and_features(evaluator: torch.nn.Module, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return float64 log-probabilities (N, K) and the last tap (N, F) of images in [0, 1]."""
-    logits, features = [], []
+def _opinion(evaluator: nn.Module, images: Tensor, context: StageContext) -> Opinion:
+    """Return log-probabilities and the last tap (the logits of a model without taps) of images in [0, 1]."""
+    scores, features = [], []
     for part in images.split(CHUNK):
-        output, taps = evaluator(part.to(device), with_taps=True)
-        logits.append(output.double().log_softmax(dim=1).cpu())
-        features.append((taps[-1] if taps else output).flatten(1).cpu())
-    return torch.cat(logits), torch.cat(features)
+        output, taps = evaluator(part.to(context.device), with_taps=True)
+        scores.append(output.double().log_softmax(dim=1).cpu())
+        features.append((taps[-1] if taps else output).flatten(1).double().cpu())
+    return Opinion(torch.cat(scores).numpy(), torch.cat(features).numpy())
+
+
+def _against_real(
+    mine: Opinion, wanted: NDArray[np.int64], real: Floats, real_classes: NDArray[np.int64], profile: str
+) -> dict[str, MetricValue]:
+    """Return the distances to the real images in one feature space."""
+    found = {
+        f"knn2.{profile}": metrics.knn_distance(mine.features, wanted, real, real_classes),
+        f"feature2.{profile}": metrics.feature_distance(mine.features, wanted, real, real_classes),
+        f"fd.{profile}": metrics.frechet_distance(mine.features, real),
+    }
+    for neighbors in PRDC_NEIGHBORS:
+        scores = metrics.prdc_per_class(mine.features, wanted, real, real_classes, neighbors)
+        found |= {f"{name}.k{neighbors}": value for name, value in scores.items()}
+    return found
+
+
+def _unsearched(opinion: Opinion, wanted: NDArray[np.int64]) -> MetricValue:
+    """Return how often a sample that was never optimized shows an attacked class, on average over these classes."""
+    said = opinion.scores.argmax(axis=1)
+    return MetricValue(float(np.mean([(said == label).mean() for label in wanted])), wants="none")
+
+
+def _by_extractors(
+    context: StageContext, made: Made, real: Tensor, real_classes: NDArray[np.int64]
+) -> list[tuple[str, dict[str, MetricValue], NDArray[np.bool_] | None]]:
+    results = []
+    for entry in context.task.config["extractors"]:
+        cls, options = build_method("extractors", entry["method"])
+        extractor = cls(options)
+        file = open_weights(weights_folder(context.settings.data_home), extractor.weights_name)
+        if file.sha256 != entry["weights"]:
+            raise ConfigError(
+                f"the weights of {entry['method']['name']!r} on this machine are not the ones that were planned; run "
+                f"`oakum weights prepare {entry['method']['name']}` on every node"
+            )
+        network = extractor.build(load_file(file.path)).eval().to(context.device)
+        results.append((entry["method"]["name"], *_by_extractor(extractor, network, made, real, real_classes, context)))
+    return results
+
+
+def _by_extractor(
+    extractor: Any,
+    network: nn.Module,
+    made: Made,
+    real: Tensor,
+    real_classes: NDArray[np.int64],
+    context: StageContext,
+) -> tuple[dict[str, MetricValue], NDArray[np.bool_] | None]:
+    mine, theirs = _features(network, made.images, context), _features(network, real, context)
+    found = {extractor.profile: metrics.frechet_distance(mine, theirs)}
+    if not extractor.recognizes:
+        return found, None
+    name = extractor.profile.split(".")[-1]
+    hits = metrics.recognized(mine, made.wanted, theirs, real_classes)
+    found[f"top1.{name}"] = metrics.recognition(mine, made.wanted, theirs, real_classes)
+    found[f"knn2.{name}"] = metrics.knn_distance(mine, made.wanted, theirs, real_classes)
+    return found, hits
+
+
+@torch.no_grad()
+def _features(network: nn.Module, images: Tensor, context: StageContext) -> Floats:
+    return torch.cat([network(part.to(context.device)).double().cpu() for part in images.split(CHUNK)]).numpy()
+
+
+def _write(context: StageContext, made: Made, mine: Opinion, hits: dict[str, NDArray[np.bool_]]) -> None:
+    confidence = np.exp(mine.scores[np.arange(len(made.wanted)), made.wanted])
+    table = {
+        "class": made.wanted,
+        "restart": made.restart,
+        "predicted": mine.scores.argmax(axis=1),
+        "confidence": confidence,
+        **hits,
+    }
+    pq.write_table(pa.table(table), context.output / "judgements.parquet")
+
+
+def _profile(context: StageContext) -> dict[str, Any]:
+    """Return what must be equal for two judgements to be comparable."""
+    config = context.task.config
+    evaluator = context.input("evaluator")
+    return {
+        "evaluator": evaluator.key,
+        "shares_private_images": "train" in evaluator.key_document["folds"],
+        "real": {"fold": "train", "per_class": config["real_per_class"]},
+        "extractors": [entry["method"]["name"] for entry in config["extractors"]],
+    }

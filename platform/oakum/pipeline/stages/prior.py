@@ -21,11 +21,12 @@ def run(context: StageContext) -> dict[str, Any]:
     """Train a generator on public images; payload: one safetensors a network, `history.json`, `samples.png`."""
     config = context.task.config
     cls, options = build_method("priors", config["prior"])
-    prior: Prior = cls(options, InputShape(tuple(config["input_shape"])))
+    prior: Prior = cls(options, InputShape(tuple(config["input_shape"])), config.get("num_classes", 0))
+    target = context.unmasked("target").requires_grad_(False) if prior.needs_target else None
     images = context.folds.points("public", labels="all").x.to(context.device)
     seconds = context.settings.checkpoint_seconds
     keeper = StoreCheckpointer(context.store, context.task.key, context.scratch, seconds)
-    networks, history = prior.train(images, config["seed"], keeper.load, keeper.save)
+    networks, history = prior.train(images, config["seed"], keeper.load, keeper.save, target)
     for name, network in networks.items():
         save_module(network, context.output / f"{name}.safetensors")
     _save_samples(networks["generator"], options.latent_size, config["seed"], context.output / "samples.png")

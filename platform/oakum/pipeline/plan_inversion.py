@@ -1,0 +1,247 @@
+"""The stages of inversion: evaluation models, priors, reconstructions, the no-target control, judgements."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from oakum.config import ConfigError
+from oakum.pipeline.experiment import ChosenAttack, Experiment, Method, prior_for, resolve_method
+from oakum.pipeline.folds import FoldSet
+from oakum.pipeline.plan_models import ModelPlanner, Placement, StageMaker
+from oakum.pipeline.stage import Stage
+from oakum.seeding import derive_seed
+
+CONTROL_FOLD = "control"
+
+
+class ExtractorFiles(Protocol):
+    """Finds the weights of a feature network."""
+
+    def __call__(self, extractor: Method) -> str:
+        """Return the SHA-256 of its weights file; raise `ConfigError` when it was not prepared."""
+
+
+class InversionPlanner:
+    """Plans everything that inversion attacks of one experiment need."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        make_stage: StageMaker,
+        models: ModelPlanner,
+        folds: dict[int, FoldSet],
+        input_shape: list[int],
+        extractor_files: ExtractorFiles,
+    ) -> None:
+        self._experiment = experiment
+        self._file = experiment.file
+        self._make = make_stage
+        self._models = models
+        self._folds = folds
+        self._input_shape = input_shape
+        self._none = resolve_method("defenses", "none", "inversion")
+        self._extractors = [
+            {"method": each.document(), "weights": extractor_files(each)} for each in experiment.extractors
+        ]
+        first = folds[0]
+        self._private_classes = list(first.private_classes)
+        count = self._file.attacks.identities or len(self._private_classes)
+        if count > len(self._private_classes):
+            raise ConfigError(f"attacks.identities asks for {count} of {len(self._private_classes)} private classes")
+        self._attacked = list(range(count))
+        self.has_control = bool(experiment.inversion) and CONTROL_FOLD in first.rows
+
+    @property
+    def evaluation_labels(self) -> str:
+        """`private` where evaluation models know the private classes alone, else `all`."""
+        first, fold = self._folds[0], self._evaluation_fold
+        seen = set(first.labels.y[first.require(fold)].tolist())
+        return "private" if seen <= set(self._private_classes) and fold != "evaluation" else "all"
+
+    @property
+    def evaluation_classes(self) -> int:
+        """Outputs of an evaluation model."""
+        if self._file.evaluation is None or self.evaluation_labels == "all":
+            return self._folds[0].prepared.num_classes
+        return len(self._private_classes)
+
+    @property
+    def _evaluation_fold(self) -> str:
+        assert self._file.evaluation is not None
+        return self._file.evaluation.fold
+
+    def shared(self) -> dict[str, Stage]:
+        """Return the stages that cells share: evaluation models, and priors that serve every target."""
+        stages: dict[str, Stage] = {}
+        for name in self._judges():
+            if self._evaluation_fold == "evaluation":
+                stages[name] = self._evaluator(name, None)
+            else:
+                stages |= {f"{name}.{seed}": self._evaluator(name, seed) for seed in self._file.seeds}
+        wanted = {prior_for(attack, self._experiment.priors, "attacks.inversion") for attack in self._attacks()}
+        for label, prior in self._experiment.priors.items():
+            if label in wanted and not prior.cls.needs_target:
+                stages[f"prior.{label}"] = self._prior(label, None, "")
+        return stages
+
+    def cell(self, setting: str, seed: int, target: Stage, shared: dict[str, Stage]) -> dict[str, Stage]:
+        """Return the stages of one cell: for each attack its reconstructions, the control's, and the judgement."""
+        stages: dict[str, Stage] = {}
+        attacks = [attack for attack in self._attacks() if attack.meets(setting, seed)]
+        if not attacks:
+            return stages
+        undefended = self._models.model(self._none, self._placement("target", seed, f"none/{seed} clean")).stage
+        control = self._control(seed) if self.has_control else None
+        if control is not None:
+            stages["control.model"] = control
+        for attack in attacks:
+            judged = {}
+            against = undefended if attack.cls.prior_of == "undefended" else target
+            for name, model, owner in (("inversion", target, against), ("control", control, control)):
+                if model is None:
+                    continue
+                title = f"{setting}/{seed}" if name == "inversion" else f"control/{seed}"
+                inputs = {"target": model}
+                found = self._prior_of(attack, owner, shared, title)
+                if found is not None:
+                    label, inputs["prior"] = found
+                    if f"prior.{label}" not in shared:
+                        stages[f"prior.{'clean' if name == 'inversion' else 'control'}.{attack.label}"] = inputs[
+                            "prior"
+                        ]
+                chunks = self._reconstructions(attack, inputs, seed, title)
+                for position, chunk in enumerate(chunks):
+                    role = f"{name}.clean.{attack.label}" if name == "inversion" else f"control.{attack.label}"
+                    stages[role if len(chunks) == 1 else f"{role}.{position}"] = chunk
+                    judged[f"{name}.{position}"] = chunk
+            stages[f"judge.clean.{attack.label}"] = self._judge(
+                judged, seed, shared, f"{attack.label} {setting}/{seed}"
+            )
+        return stages
+
+    def _attacks(self) -> tuple[ChosenAttack, ...]:
+        return self._experiment.inversion
+
+    def _judges(self) -> dict[str, tuple[Method, Any]]:
+        """Return role -> (model, its training) of the evaluation models."""
+        evaluation, experiment = self._file.evaluation, self._experiment
+        judges: dict[str, tuple[Method, Any]] = {}
+        if evaluation is not None and experiment.evaluation_model is not None:
+            judges["evaluation"] = (experiment.evaluation_model, evaluation)
+            if evaluation.second is not None and experiment.second_model is not None:
+                judges["second"] = (experiment.second_model, evaluation.second)
+        return judges
+
+    def _evaluator(self, name: str, seed: int | None) -> Stage:
+        model, training = self._judges()[name]
+        folds, fold = self._folds[seed or 0], self._evaluation_fold
+        fold_of = {"train": fold, **({"val": "val"} if "val" in folds.rows else {})}
+        role = (name,) if seed is None else (name, seed)
+        config = {
+            "model": model.document(),
+            "defense": self._none.document(),
+            "recipe": training.recipe.model_dump(mode="json"),
+            "seed": derive_seed(self._file.experiment_seed, *role),
+            "labels": self.evaluation_labels,
+            "folds": fold_of,
+            "num_classes": self.evaluation_classes,
+            "input_shape": self._input_shape,
+        }
+        title = {"evaluation": "evaluation model", "second": "second evaluation model"}[name]
+        return self._make(
+            "train",
+            config,
+            {},
+            dict.fromkeys(fold_of.values(), folds),
+            title if seed is None else f"{title} {seed}",
+            (model, self._none),
+            part="evaluation",
+            weight=5.0,
+        )
+
+    def _prior(self, label: str, target: Stage | None, title: str) -> Stage:
+        prior = self._experiment.priors[label]
+        self._folds[0].require("public")
+        config = {
+            "prior": prior.document(),
+            "input_shape": self._input_shape,
+            "seed": derive_seed(self._file.experiment_seed, "prior"),
+            **({"num_classes": len(self._private_classes)} if target is not None else {}),
+        }
+        return self._make(
+            "prior",
+            config,
+            {} if target is None else {"target": target},
+            {"public": self._folds[0]},
+            f"prior {label}{title and ' ' + title}",
+            (prior,) if target is None else (prior, self._experiment.model),
+            part="prior",
+            weight=100.0 if target is None else 40.0,
+            threads=self._file.priors[label].threads,
+        )
+
+    def _prior_of(
+        self, attack: ChosenAttack, target: Stage | None, shared: dict[str, Stage], title: str
+    ) -> tuple[str, Stage] | None:
+        label = prior_for(attack, self._experiment.priors, "attacks.inversion")
+        if label is None:
+            return None
+        if f"prior.{label}" in shared:
+            return label, shared[f"prior.{label}"]
+        return label, self._prior(label, target, title)
+
+    def _placement(self, part: str, seed: int, title: str) -> Placement:
+        fold_of = {"train": "train", "val": "val", "reference": "reference"}
+        own = derive_seed(self._file.experiment_seed, "target", seed)
+        return Placement(part, self._folds[seed], fold_of, own, title)
+
+    def _control(self, seed: int) -> Stage:
+        """Return an undefended model of people whom the attacks are not about."""
+        own = derive_seed(self._file.experiment_seed, "control", seed)
+        folds = self._folds[seed]
+        if len(folds.control_classes) != len(self._private_classes):
+            raise ConfigError(
+                f"fold {CONTROL_FOLD!r} has {len(folds.control_classes)} classes; the control needs as many as there "
+                f"are private ones ({len(self._private_classes)})"
+            )
+        placement = Placement("evaluation", folds, {"train": CONTROL_FOLD}, own, f"control/{seed}", labels="control")
+        return self._models.model(self._none, placement).stage
+
+    def _reconstructions(self, attack: ChosenAttack, inputs: dict[str, Stage], seed: int, title: str) -> list[Stage]:
+        size = self._file.attacks.classes_per_task or len(self._attacked)
+        document = attack.document()
+        # Which prior is searched is known by the stage's input.
+        document.pop("prior", None)
+        chunks = [self._attacked[first : first + size] for first in range(0, len(self._attacked), size)]
+        prior = prior_for(attack, self._experiment.priors, "attacks.inversion")
+        methods = (attack, *((self._experiment.priors[prior],) if prior else ()), self._experiment.model)
+        stages = []
+        for number, classes in enumerate(chunks):
+            config = {
+                "attack": document,
+                "seed": derive_seed(self._file.experiment_seed, f"attack/{attack.name}", seed),
+                "classes": classes,
+                "num_classes": len(self._private_classes),
+            }
+            label = f"{attack.label} {title}" + (f" part {number + 1}" if len(chunks) > 1 else "")
+            stages.append(self._make("inversion", config, dict(inputs), {}, label, methods, part="attack", weight=20.0))
+        return stages
+
+    def _judge(self, judged: dict[str, Stage], seed: int, shared: dict[str, Stage], title: str) -> Stage:
+        evaluation = self._file.evaluation
+        assert evaluation is not None
+        inputs = dict(judged)
+        for name, role in (("evaluation", "evaluator"), ("second", "second")):
+            found = shared.get(name) or shared.get(f"{name}.{seed}")
+            if found is not None:
+                inputs[role] = found
+        labels = self.evaluation_labels
+        config = {
+            "evaluator_classes": self._private_classes if labels == "all" else list(range(len(self._private_classes))),
+            "labels": labels,
+            "real_per_class": evaluation.real_per_class,
+            "extractors": self._extractors,
+        }
+        methods = tuple(model for model, _ in self._judges().values()) + self._experiment.extractors
+        folds = {"train": self._folds[seed]}
+        return self._make("judge", config, inputs, folds, f"judge {title}", methods, part="attack")
