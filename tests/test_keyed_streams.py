@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from oakum.seeding import content_keys, derive_seed, keyed_uniform, sample_keys
+from oakum.seeding import content_keys, derive_seed, keyed_normal, keyed_uniform, sample_keys
 
 WORD = 1 << 64
 STEP = 0x9E3779B97F4A7C15
@@ -167,3 +167,19 @@ def test_streams_of_neighboring_steps_do_not_correlate() -> None:
     index = torch.arange(20_000)
     first, second = (keyed_uniform(sample_keys(derive_seed(0, "dropout", 0, step), index), 1)[:, 0] for step in (0, 1))
     assert abs(np.corrcoef(first.numpy(), second.numpy())[0, 1]) < 0.025
+
+
+def test_keyed_normals_are_standard_and_belong_to_their_keys() -> None:
+    keys = sample_keys(1, torch.arange(2000))
+    drawn = keyed_normal(keys, 5)
+    assert drawn.dtype == torch.float32 and drawn.isfinite().all()
+    assert stats.kstest(drawn.flatten().numpy(), "norm").pvalue > 1e-3
+    assert abs(torch.corrcoef(drawn.T) - torch.eye(5)).max() < 0.1
+    assert torch.equal(keyed_normal(keys[7:9], 5), drawn[7:9])
+
+
+def test_keyed_normals_have_no_infinite_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = torch.tensor([[0.0, 1 - 2.0**-24]])
+    monkeypatch.setattr("oakum.seeding.keyed_uniform", lambda keys, count: ends)
+    drawn = keyed_normal(torch.zeros(1, dtype=torch.long), 2)[0]
+    assert drawn.isfinite().all() and drawn.abs().max() < 6

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "platform" / "oakum"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOUNDATION = {"config", "faults", "records", "registry", "seeding", "store"}
+FOUNDATION = {"config", "faults", "packages", "records", "registry", "seeding", "store", "weights"}
 SCIENCE = FOUNDATION | {"datasets", "metrics", "models", "training"}
 METHODS = SCIENCE | {"attacks", "defenses"}
 # What each part of the package may import, beside itself and `oakum.__version__`.
@@ -37,10 +37,11 @@ MAY_IMPORT = {
     "progress": METHODS | {"pipeline", "tracking"},
     "session": METHODS | {"pipeline", "tracking", "report", "distributed", "progress"},
     "audit": METHODS,
+    "published": METHODS,
     "inspection": FOUNDATION | {"session"},
     "doctor": FOUNDATION | {"session", "tracking"},
     "cli": FOUNDATION
-    | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog", "audit", "cli"},
+    | {"datasets", "tracking", "report", "session", "inspection", "doctor", "catalog", "audit", "published", "cli"},
     "main": {"cli"},
 }
 LIGHT = [

@@ -38,6 +38,7 @@ _HEADINGS = {
     "datasets": "Data sets",
     "models": "Models",
     "priors": "Priors",
+    "extractors": "Extractors",
 }
 
 

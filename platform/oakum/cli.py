@@ -245,6 +245,36 @@ def _data_verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _weights_list(options: argparse.Namespace) -> int:
+    from oakum import cli_weights
+
+    return cli_weights.list_all(as_json=options.json)
+
+
+def _weights_prepare(options: argparse.Namespace) -> int:
+    from oakum import cli_weights
+
+    return cli_weights.prepare(options.name, options.source, force=options.force)
+
+
+def _weights_verify(options: argparse.Namespace) -> int:
+    from oakum import cli_weights
+
+    return cli_weights.verify(options.name)
+
+
+def _import_bido(options: argparse.Namespace) -> int:
+    from oakum import cli_import
+
+    return cli_import.run_import(options)
+
+
+def _import_torchvision(options: argparse.Namespace) -> int:
+    from oakum import cli_import
+
+    return cli_import.run_torchvision_import(options)
+
+
 def _audit(options: argparse.Namespace) -> int:
     from oakum.audit import run_audit
     from oakum.audit_inputs import AuditRequest, ModelFiles
@@ -368,6 +398,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data_list": _data_list,
     "data_prepare": _data_prepare,
     "data_verify": _data_verify,
+    "weights_list": _weights_list,
+    "weights_prepare": _weights_prepare,
+    "weights_verify": _weights_verify,
+    "import_bido": _import_bido,
+    "import_torchvision": _import_torchvision,
     "audit": _audit,
     "report": _report,
     "store_ls": _store_ls,

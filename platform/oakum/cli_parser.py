@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oakum import __version__
+from oakum.cli_import import add_import
 
 METHOD_LISTS = {
     "defenses": ["defenses"],
@@ -15,6 +16,7 @@ METHOD_LISTS = {
     "datasets": ["datasets"],
     "models": ["models"],
     "priors": ["priors"],
+    "extractors": ["extractors"],
 }
 
 
@@ -31,6 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_data(commands)
+    _add_weights(commands)
+    add_import(commands)
     _add_audit(commands)
     _add_report(commands)
     _add_store(commands)
@@ -96,7 +100,9 @@ def _add_check(commands: Any) -> None:
 
 
 def _add_list(commands: Any) -> None:
-    listing = _command(commands, "list", "list", "show the installed defenses, attacks, data sets, models and priors")
+    listing = _command(
+        commands, "list", "list", "show the installed defenses, attacks, data sets, models, priors, extractors"
+    )
     listing.add_argument("what", nargs="?", choices=sorted(METHOD_LISTS), help="one kind (default: all)")
     listing.add_argument("--json", action="store_true", help="print as JSON: name, kind, summary, source")
 
@@ -111,6 +117,19 @@ def _add_data(commands: Any) -> None:
     prepare.add_argument("--source", type=Path, help="file or folder that you already have, in the official layout")
     prepare.add_argument("--force", action="store_true", help="prepare again even if it is there")
     verify = _command(actions, "verify", "data_verify", "read a prepared data set and check every checksum")
+    verify.add_argument("name")
+
+
+def _add_weights(commands: Any) -> None:
+    weights = commands.add_parser("weights", help="get and check the published weights of feature networks")
+    actions = weights.add_subparsers(required=True, metavar="ACTION")
+    listing = _command(actions, "list", "weights_list", "show feature networks and whether their weights are there")
+    listing.add_argument("--json", action="store_true")
+    prepare = _command(actions, "prepare", "weights_prepare", "get published weights, check them, and convert them")
+    prepare.add_argument("name", help="an extractor (`oakum list extractors`)")
+    prepare.add_argument("--source", type=Path, help="the published file or package that you already have")
+    prepare.add_argument("--force", action="store_true", help="prepare again even if they are there")
+    verify = _command(actions, "verify", "weights_verify", "read weights and check their checksum")
     verify.add_argument("name")
 
 

@@ -27,6 +27,7 @@ KINDS: dict[str, str] = {
     "datasets": "oakum.datasets",
     "models": "oakum.models",
     "priors": "oakum.models.priors",
+    "extractors": "oakum.models.extractors",
 }
 _BASELINE_NAMES = {"defenses": "none"}
 _ALIASES = {"defenses": {"vanilla": "none", "reg": "none"}}
@@ -115,4 +116,5 @@ def _singular(kind: str) -> str:
         "datasets": "data set",
         "models": "model",
         "priors": "prior",
+        "extractors": "extractor",
     }[kind]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +66,20 @@ def keyed_uniform(keys: torch.Tensor, count: int) -> torch.Tensor:
 
     counters = torch.arange(1, count + 1, device=keys.device) * _STEP
     return _shift(_mix(keys[:, None] + counters), 40).float() * 2.0**-24
+
+
+def keyed_normal(keys: torch.Tensor, count: int) -> torch.Tensor:
+    """Return `count` standard normal float32 numbers for each of `keys` (B,) int64, shape (B, count).
+
+    A row depends on its key alone: Box-Muller of `keyed_uniform`.
+    """
+    import torch
+
+    half = (count + 1) // 2
+    uniform = keyed_uniform(keys, 2 * half)
+    radius = (-2 * torch.log1p(-uniform[:, :half])).sqrt()
+    angle = 2 * math.pi * uniform[:, half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)

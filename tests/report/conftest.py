@@ -226,6 +226,117 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return build_run(tmp_path_factory.mktemp("run"))
 
 
+# Inversion attack -> how much of a setting's recognition it reaches, its tasks, and the settings that meet it.
+SEARCHES: dict[str, tuple[float, int, tuple[str, ...]]] = {
+    "gmi": (0.9, 1, ("none", "bido 0.05/0.5", "relaxloss")),
+    "kedmi": (1.3, 2, ("none", "bido 0.05/0.5", "relaxloss")),
+    "vmi": (1.35, 1, ("none",)),
+}
+# The evaluation model knows more classes than the target; it calls the target's classes 10, 12, ....
+PRIVATE = tuple(range(10, 10 + 2 * CLASSES, 2))
+RECOGNIZED = {"none": 0.7, "bido 0.05/0.5": 0.45, "relaxloss": 0.1}
+RESTARTS = 8
+
+
+def judged_inversion(builder: Builder, label: str, seed: int, attack: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the stages and metrics of one attack: reconstructions of several tasks, three judges, floors."""
+    factor, tasks, _ = SEARCHES[attack]
+    place = f"searched|{label}|{seed}|{attack}"
+    rng = np.random.default_rng([11, seed, list(RECOGNIZED).index(label), list(SEARCHES).index(attack)])
+    share = min(0.97, factor * RECOGNIZED[label])
+    correct = rng.random((CLASSES, RESTARTS)) < share
+    second = correct & (rng.random(correct.shape) < 0.8) | (rng.random(correct.shape) < 0.03)
+    face = correct & (rng.random(correct.shape) < 0.7)
+    images = np.stack([[glyph(label, rng, 0.25 if hit else 0.9) for hit in correct[label]] for label in range(CLASSES)])
+    stages = {}
+    for number, classes in enumerate(np.array_split(np.arange(CLASSES), tasks)):
+        role = f"inversion.clean.{attack}" + (f".{number}" if tasks > 1 else "")
+        content = save({"images": images[classes], "classes": classes})
+        stages[role] = builder.publish("inversion", f"{place}|{number}", {"reconstructions.safetensors": content})
+    judgements = parquet(
+        **{"class": np.repeat(PRIVATE, RESTARTS)},
+        restart=np.tile(np.arange(RESTARTS), CLASSES),
+        correct=correct.ravel(),
+        correct_second=second.ravel(),
+        correct_faceres=face.ravel(),
+    )
+    stages[f"judge.clean.{attack}"] = builder.publish("judge", place, {"judgements.parquet": judgements})
+    distance = 300 - 200 * share + 5 * float(rng.normal())
+    counts = f"singular covariance: {correct.size} and 500 samples for"
+    few = f"no interval: {CLASSES} identities, needs 20"
+    # The control and the prior of gmi are the same for every setting, the prior of kedmi belongs to its target.
+    floor = np.random.default_rng([seed, 0 if attack != "kedmi" else list(RECOGNIZED).index(label)])
+    found = {
+        "top1": MetricValue(float(correct.mean()), wants="low", note=few),
+        "top5": MetricValue(float(min(1.0, correct.mean() + 0.2)), wants="low", note=few),
+        "top1.second": MetricValue(float(second.mean()), wants="low", note=few),
+        "top1.faceres": MetricValue(float(face.mean()), wants="low", note=few),
+        "disagreement": MetricValue(float((~second[correct]).mean())) if correct.any() else MetricValue(None, note="0"),
+        "top1.control": MetricValue(0.08 + 0.04 * float(np.random.default_rng(seed).random())),
+        "top1.unoptimized": MetricValue(0.05 + 0.02 * float(floor.random())),
+        "knn2.evaluator": MetricValue(distance, wants="high", note=few),
+        "knn2.evaluator.control": MetricValue(310.0 + seed, wants="high"),
+        "feature2.evaluator": MetricValue(distance + 40, wants="high", note=few),
+        "fd.evaluator": MetricValue(2 * distance, wants="high", note=f"{counts} 512 features"),
+        "fd.efflite0": MetricValue(distance / 7, wants="high", note=f"{counts} 1280 features"),
+        "fid.inception": MetricValue(distance / 2, wants="high", note=f"{counts} 2048 features"),
+    }
+    for neighbors in (3, 5):
+        found |= {
+            f"precision.k{neighbors}": MetricValue(share * 0.1 * neighbors, wants="low", note=few),
+            f"recall.k{neighbors}": MetricValue(None, wants="low", note="unresolved: class 10 has 5, needs 6")
+            if neighbors == 5
+            else MetricValue(0.2 * share, wants="low", note=few),
+            f"density.k{neighbors}": MetricValue(share * 0.25 * neighbors, wants="low", note=few),
+            f"coverage.k{neighbors}": MetricValue(share * 0.15 * neighbors, wants="low", note=few),
+        }
+    return stages, {f"inversion/{attack}/{name}": value for name, value in found.items()}
+
+
+def with_searches(cell: CellRecord, builder: Builder) -> CellRecord:
+    """Return the cell with the attacks of `SEARCHES` in the place of its inversion."""
+    own = ("inversion", "judge")
+    stages = {role: stage for role, stage in cell.stages.items() if not role.startswith(own)}
+    metrics = {key: value for key, value in cell.metrics.items() if not key.startswith(own)}
+    for attack, (_, _, met) in SEARCHES.items():
+        if cell.setting in met:
+            made, found = judged_inversion(builder, cell.setting, cell.seed, attack)
+            stages |= made
+            metrics |= found
+    return replace(cell, stages=stages, metrics=metrics)
+
+
+def build_searched(home: Path, seeds: int = 3) -> Run:
+    """Build a run of three settings that several inversion attacks met, judged by three networks."""
+    built = build_run(home, seeds, tuple(RECOGNIZED))
+    builder = Builder(built.store, home / "scratch")
+    chance = {f"inversion/{attack}/{name}": 0.05 for attack in SEARCHES for name in ("top1", "top1.second")}
+    evaluation = {
+        "model": {"name": "scnn"},
+        "fold": "train",
+        "second": {"model": {"name": "lenet3"}},
+        "extractors": [{"name": "efficientnet_lite0"}, {"name": "faceres"}, {"name": "inception_v3_2015"}],
+        "real_per_class": 5,
+    }
+    attacks = {"membership": [], "inversion": [{"name": name} for name in SEARCHES]}
+    judge = StageRef("train", "e" * 64)
+    record = replace(
+        built.record,
+        cells=tuple(with_searches(cell, builder) for cell in built.record.cells),
+        config={**built.record.config, "evaluation": evaluation, "attacks": attacks},
+        data={**built.record.data, "private_classes": list(PRIVATE), "evaluation_classes": 20},
+        chance={key: level for key, level in CHANCE.items() if not key.startswith("inversion/")} | chance,
+        shared=(SharedRecord("evaluation", judge, {}, {"val_accuracy": MetricValue(0.9874)}),),
+    )
+    return Run(record, built.store, built.real_images)
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three seeds of three settings, met by several inversion attacks."""
+    return build_searched(tmp_path_factory.mktemp("searched"))
+
+
 # Attack -> access, and whether its scores and its thresholds are fitted to a shadow model.
 ATTACKS: dict[str, tuple[str, bool, bool]] = {
     "nn": ("scores", True, False),

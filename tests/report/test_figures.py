@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from oakum.records import StageRef
 from oakum.report import figures
-from oakum.report._evidence import measured_at, missing_stages, reconstruction_rows, roc_of
+from oakum.report._evidence import measured_at, missing_stages, reconstructions_by_attack, roc_of
 
 
 class OneFile:
@@ -103,14 +103,14 @@ def test_roc_panels_of_many_settings_name_setting_and_attack(wide: Any) -> None:
 def test_private_data_makes_no_pictures(run: Any, tmp_path: Path) -> None:
     for public in (False, None, "yes", 1):
         record = replace(run.record, data=run.record.data | {"public": public})
-        assert reconstruction_rows(record, run.store) == {}
+        assert reconstructions_by_attack(record, run.store) == {}
         assert figures.reconstructions(record, run.store, run.real_images) is None
 
 
 def test_reconstructions_are_the_first_restart_of_the_first_common_seed(run: Any) -> None:
     from safetensors.numpy import load
 
-    rows = reconstruction_rows(run.record, run.store)
+    (rows,) = reconstructions_by_attack(run.record, run.store).values()
     cell = next(cell for cell in run.record.cells if cell.setting == "relaxloss" and cell.seed == 0)
     stage = cell.stages["inversion.clean.gmi"]
     images = load(run.store.read(run.store.manifest(stage.kind, stage.key), "reconstructions.safetensors"))["images"]
@@ -119,6 +119,89 @@ def test_reconstructions_are_the_first_restart_of_the_first_common_seed(run: Any
         assert item is not None
         assert np.array_equal(item.pixels, images[label, 0, 0])
         assert item.is_recognized is not None
+
+
+@pytest.mark.parametrize("attack", ["gmi", "kedmi"])
+def test_tasks_of_one_attack_are_joined_and_met_with_their_verdicts(searched: Any, attack: str) -> None:
+    from safetensors.numpy import load
+
+    rows = reconstructions_by_attack(searched.record, searched.store)[attack]
+    assert list(rows) == [0, 1, 2, 3, 4]
+    cell = next(cell for cell in searched.record.cells if (cell.setting, cell.seed) == ("bido 0.05/0.5", 0))
+    roles = [role for role in cell.stages if role.startswith(f"inversion.clean.{attack}")]
+    assert len(roles) == {"gmi": 1, "kedmi": 2}[attack]
+    images: dict[int, Any] = {}
+    for role in roles:
+        stage = cell.stages[role]
+        found = load(searched.store.read(searched.store.manifest(stage.kind, stage.key), "reconstructions.safetensors"))
+        images |= dict(zip(found["classes"].tolist(), found["images"], strict=True))
+    judge = cell.stages[f"judge.clean.{attack}"]
+    content = searched.store.read(searched.store.manifest("judge", judge.key), "judgements.parquet")
+    judged = pq.read_table(io.BytesIO(content)).to_pydict()
+    for label, own in rows.items():
+        item = own["bido 0.05/0.5"]
+        assert item is not None
+        assert np.array_equal(item.pixels, images[label][0, 0])
+        row = judged["class"].index(searched.record.data["private_classes"][label])
+        assert item.verdicts == {
+            "evaluator": judged["correct"][row],
+            "second": judged["correct_second"][row],
+            "faceres": judged["correct_faceres"][row],
+        }
+        assert item.is_doubted == (judged["correct"][row] and not all(item.verdicts.values()))
+
+
+def test_an_attack_shows_the_settings_that_it_met(searched: Any) -> None:
+    blocks = reconstructions_by_attack(searched.record, searched.store)
+    assert {attack: list(rows[0]) for attack, rows in blocks.items()} == {
+        "gmi": ["none", "bido 0.05/0.5", "relaxloss"],
+        "kedmi": ["none", "bido 0.05/0.5", "relaxloss"],
+        "vmi": ["none"],
+    }
+    figure = figures.reconstructions(searched.record, searched.store, searched.real_images)
+    assert figure is not None
+    assert [part.get_suptitle() for part in figure.subfigs] == ["gmi attack", "kedmi attack", "vmi attack"]
+    titles = [axis.get_title() for axis in figure.subfigs[2].axes if axis.get_title()]
+    assert titles == ["real", "real", "real", "none"]
+
+
+def test_tasks_that_left_the_store_leave_the_pictures_of_the_others(searched: Any) -> None:
+    gone = StageRef("inversion", "0" * 64)
+    record = searched.with_cells(
+        lambda cell: replace(cell, stages=cell.stages | {"inversion.clean.kedmi.0": gone}) if cell.seed == 0 else cell
+    )
+    rows = reconstructions_by_attack(record, searched.store)["kedmi"]
+    assert list(rows) == [3, 4]
+    assert all(item is not None for own in rows.values() for item in own.values())
+
+
+def test_tasks_are_read_in_the_order_of_their_numbers_and_no_further_than_needed(run: Any) -> None:
+    from safetensors.numpy import save
+
+    class Tasks:
+        read_tasks: list[int]
+
+        def __init__(self) -> None:
+            self.read_tasks = []
+
+        def manifest(self, kind: str, key: str) -> str | None:
+            return key if kind == "inversion" else None
+
+        def read(self, manifest: str, name: str) -> bytes:
+            number = int(manifest)
+            self.read_tasks.append(number)
+            classes = np.arange(4 * number, 4 * number + 4)
+            return bytes(save({"images": np.full((4, 2, 1, 3, 3), number, np.uint8), "classes": classes}))
+
+    stages = {f"inversion.clean.gmi.{number}": StageRef("inversion", str(number)) for number in (11, 10, 2, 1, 0)}
+    cell = replace(run.record.cells[0], stages=stages)
+    store = Tasks()
+    rows = reconstructions_by_attack(replace(run.record, cells=(cell,)), store)["gmi"]
+    assert store.read_tasks == [0, 1, 2]
+    assert list(rows) == list(range(10))
+    pictures = [own["none"] for own in rows.values()]
+    assert [int(item.pixels[0, 0]) for item in pictures if item] == [0] * 4 + [1] * 4 + [2] * 2
+    assert all(item is not None and item.is_recognized is None and not item.is_doubted for item in pictures)
 
 
 def test_figures_are_absent_where_the_evidence_is(run: Any) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from oakum.records import CellRecord
-from oakum.report._flags import attack_flags, gather, is_mask_note, split_flag
+from oakum.report._flags import attack_flags, gather, inversion_flags, is_mask_note, split_flag
 
 
 def cell(setting: str, seed: int, *flags: str) -> CellRecord:
@@ -61,3 +61,15 @@ def test_a_mask_is_no_reason_for_distrust() -> None:
     assert [flag.text for flag in gather([masked])] == ["zero gradients"]
     assert attack_flags(masked, "grad_x_l1") == ("zero gradients",)
     assert attack_flags(masked, "grad_x") == ()
+
+
+def test_tasks_of_one_inversion_attack_are_one_place_and_the_control_is_another() -> None:
+    roles = ["inversion.clean.gmi.0", "inversion.clean.gmi.1", "judge.clean.gmi", "prior.clean.gmi"]
+    controls = ["control.gmi.0", "control.gmi.1", "prior.control.gmi"]
+    noisy = cell("a", 0, *(f"{role}: odd" for role in [*roles, *controls, "control.model", "inversion.clean.kedmi"]))
+    (flag,) = gather([noisy, cell("a", 1)])
+    assert flag.line == ("odd: a: gmi (seed 0), gmi on the control (seed 0), control.model (seed 0), kedmi (seed 0)")
+    assert flag.counted == "odd: 1 setting, 4 attacks"
+    assert inversion_flags(noisy, "gmi") == ("odd",)
+    assert inversion_flags(noisy, "model") == inversion_flags(noisy, "gm") == ()
+    assert inversion_flags(cell("a", 0, "control.gmi: odd"), "gmi") == ()

@@ -205,6 +205,49 @@ def test_no_number_is_invented_for_unresolved_metrics(run: Any) -> None:
 
 
 @pytest.fixture(scope="module")
+def searched_page(searched: Any) -> str:
+    return html.render(searched.record, searched.store, searched.real_images)
+
+
+def test_each_inversion_attack_has_a_block_of_pictures(searched_page: str) -> None:
+    elements = read(searched_page).elements
+    alternatives = [str(attributes["alt"]) for name, attributes in elements if name == "img"]
+    assert len(alternatives) == 5 * (3 + 3) + 5 * (3 + 3) + 5 * (3 + 1)
+    made = [text for text in alternatives if text.startswith("reconstruction of")]
+    assert sum(" by vmi" in text for text in made) == 5
+    assert all("recognized by" in text and "the second evaluation model" in text for text in made)
+    titles = [
+        str(attributes["title"])
+        for name, attributes in elements
+        if name == "td" and "made" in (attributes.get("class") or "")
+    ]
+    assert all(re.match("(Not r|R)ecognized by .*the evaluation model", title) for title in titles)
+    assert "Recognized by the evaluation model, faceres; not recognized by the second evaluation model" in titles
+    doubted = [attributes for _, attributes in elements if "doubted" in (attributes.get("class") or "")]
+    assert all("not recognized by" in str(attributes["title"]) for attributes in doubted)
+    assert len(doubted) > 0
+    text = read(searched_page).text
+    assert "Dotted red frame" in text
+    assert text.index("gmi attack") < text.index("kedmi attack") < text.index("vmi attack")
+
+
+def test_words_of_inversion_are_in_the_glossary(searched_page: str) -> None:
+    glossary = read(searched_page).text.split("Glossary")[-1]
+    for term in ("disagreement", "Embedder", "No-target control", "Unoptimized samples", "nearest, center"):
+        assert term in glossary
+    for term in ("FID", "EfficientNet-Lite0", "PRDC: precision, recall, density, coverage"):
+        assert term in glossary
+
+
+def test_private_data_shows_inversion_in_numbers_alone(searched: Any) -> None:
+    data = searched.record.data | {"public": False, "class_names": ["Ada Lovelace"] * 5}
+    structure = render(searched, replace(searched.record, data=data))
+    assert not [name for name, _ in structure.elements if name in {"img", "image"}]
+    assert "Inversion, every attack" in structure.text
+    assert "Ada Lovelace" not in structure.text
+
+
+@pytest.fixture(scope="module")
 def wide_page(wide: Any) -> str:
     return html.render(wide.record, wide.store)
 

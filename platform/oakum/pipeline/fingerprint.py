@@ -17,7 +17,10 @@ from oakum.records import sha256_hex
 from oakum.registry import PACKAGE_FOLDER
 
 _WITHOUT_SCIENCE = frozenset(
-    {"oakum", "oakum.config", "oakum.registry", "oakum.store", "oakum.records", "oakum.faults"}
+    {
+        *("oakum", "oakum.config", "oakum.registry", "oakum.store", "oakum.records", "oakum.faults"),
+        *("oakum.weights", "oakum.packages"),
+    }
 )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from oakum.records import CellRecord, RunRecord, StageRef
-from oakum.report._overview import Overview, Setting, overview
+from oakum.report._overview import Setting, group_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 EXPECTED_FALSE_POSITIVES = 10
 MAX_CLASSES = 10
+EVALUATOR, SECOND = "evaluator", "second"
+_INVERSION_ROLE = re.compile(r"inversion\.clean\.(?P<attack>[\w-]+)(?:\.(?P<chunk>\d+))?")
 
 
 class EvidenceStore(Protocol):
@@ -46,10 +49,29 @@ class Roc:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One picture that an inversion attack made: (H, W) or (H, W, 3) uint8, and what the evaluation model said."""
+    """One picture that an inversion attack made.
+
+    Attributes:
+        pixels: (H, W) or (H, W, 3) uint8.
+        verdicts: who judged it (`EVALUATOR`, `SECOND`, or an extractor's name) -> whether it shows the class to them.
+    """
 
     pixels: NDArray[np.uint8]
-    is_recognized: bool | None
+    verdicts: dict[str, bool]
+
+    @property
+    def is_recognized(self) -> bool | None:
+        """What the evaluation model says; None without its judgement."""
+        return self.verdicts.get(EVALUATOR)
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether the evaluation model recognizes the class and another judge does not."""
+        return self.is_recognized is True and not all(self.verdicts.values())
+
+
+# Class of the target -> setting label -> its picture, None where it has none of the class.
+Rows = dict[int, dict[str, Reconstruction | None]]
 
 
 def is_public(record: RunRecord) -> bool:
@@ -91,47 +113,76 @@ def history_of(cell: CellRecord, store: EvidenceStore) -> dict[str, list[tuple[i
     return curves
 
 
-def _reconstructions_of(cell: CellRecord, attack: str, store: EvidenceStore) -> dict[int, Reconstruction]:
-    """Return class -> the first restart's picture. The first, not the best, so that nothing is picked by eye."""
-    from safetensors.numpy import load
+def reconstructions_by_attack(record: RunRecord, store: EvidenceStore) -> dict[str, Rows]:
+    """Return inversion attack -> class -> setting -> picture, all of the attack's first seed that all settings have.
 
-    content = _read(cell.stages.get(f"inversion.clean.{attack}"), "reconstructions.safetensors", store)
-    if content is None:
-        return {}
-    tensors = load(content)
-    verdicts = _verdicts(cell.stages.get(f"judge.clean.{attack}"), store)
-    return {
-        int(label): Reconstruction(_picture(pictures[0]), verdicts.get(int(label)))
-        for label, pictures in zip(tensors["classes"], tensors["images"], strict=True)
-    }
-
-
-def reconstruction_rows(record: RunRecord, store: EvidenceStore) -> dict[int, dict[str, Reconstruction | None]]:
-    """Return class -> setting label -> picture of the first seed that all settings have; {} unless data is public.
-
-    Settings without pictures are left out; at most `MAX_CLASSES` classes.
+    {} unless data is public. Settings without pictures are left out; at most `MAX_CLASSES` classes of an attack.
     """
     if not is_public(record):
         return {}
-    view = overview(record)
-    attacking = [setting for setting in view.settings if _inversion_attacks(setting)]
-    common = set.intersection(*(set(setting.seeds) for setting in attacking)) if attacking else set()
-    made: dict[str, dict[int, Reconstruction]] = {}
-    for setting in attacking:
-        cell = next(cell for cell in setting.cells if not common or cell.seed == min(common))
-        pictures = _reconstructions_of(cell, _shown_attack(setting, view), store)
-        if pictures:
-            made[setting.label] = pictures
+    settings = group_settings(record)
+    attacks = dict.fromkeys(
+        found.group("attack")
+        for cell in record.cells
+        for role in cell.stages
+        if (found := _INVERSION_ROLE.fullmatch(role)) is not None
+    )
+    shown = {attack: _rows(settings, attack, record, store) for attack in attacks}
+    return {attack: rows for attack, rows in shown.items() if rows}
+
+
+def _rows(settings: tuple[Setting, ...], attack: str, record: RunRecord, store: EvidenceStore) -> Rows:
+    met = {setting.label: {cell.seed: cell for cell in setting.cells if _tasks(cell, attack)} for setting in settings}
+    met = {label: cells for label, cells in met.items() if cells}
+    common = set.intersection(*(set(cells) for cells in met.values())) if met else set()
+    made = {}
+    for label, cells in met.items():
+        cell = cells[min(common or cells)]
+        if pictures := _reconstructions_of(cell, attack, record, store):
+            made[label] = pictures
     classes = sorted({label for pictures in made.values() for label in pictures})[:MAX_CLASSES]
     return {label: {name: pictures.get(label) for name, pictures in made.items()} for label in classes}
 
 
-def _shown_attack(setting: Setting, view: Overview) -> str:
-    """Return the inversion attack whose pictures are shown: the strongest, else the first with pictures."""
-    attacks = _inversion_attacks(setting)
-    column = view.column("inversion_top1")
-    strongest = column.measurements[setting.label].attack if column else ""
-    return strongest if strongest in attacks else attacks[0]
+def _tasks(cell: CellRecord, attack: str) -> list[StageRef]:
+    """Return the stages that rebuilt classes, in the order of their classes: one, or one for each chunk of classes."""
+    found = ((_INVERSION_ROLE.fullmatch(role), stage) for role, stage in cell.stages.items())
+    own = [(int(role.group("chunk") or 0), stage) for role, stage in found if role and role.group("attack") == attack]
+    return [stage for _, stage in sorted(own, key=lambda item: item[0])]
+
+
+def _reconstructions_of(
+    cell: CellRecord, attack: str, record: RunRecord, store: EvidenceStore
+) -> dict[int, Reconstruction]:
+    """Return class -> the first restart's picture, of the first tasks that hold `MAX_CLASSES` classes.
+
+    The first restart, not the best, so that nothing is picked by eye.
+    """
+    from safetensors.numpy import load
+
+    pictures: dict[int, NDArray[np.uint8]] = {}
+    for stage in _tasks(cell, attack):
+        if len(pictures) >= MAX_CLASSES:
+            break
+        content = _read(stage, "reconstructions.safetensors", store)
+        if content is not None:
+            tensors = load(content)
+            made = zip(tensors["classes"], tensors["images"], strict=True)
+            pictures |= {int(label): _picture(restarts[0]) for label, restarts in made}
+    verdicts = _verdicts(cell.stages.get(f"judge.clean.{attack}"), store)
+    number = _numbers_of_judge(record)
+    return {
+        label: Reconstruction(pixels, verdicts.get(number.get(label, label), {})) for label, pixels in pictures.items()
+    }
+
+
+def _numbers_of_judge(record: RunRecord) -> dict[int, int]:
+    """Return class of the target -> the same class as the evaluation model numbers it; {} where they agree.
+
+    An evaluation model that knows more classes than the target numbers them as the data does.
+    """
+    private = record.data.get("private_classes") or []
+    return dict(enumerate(private)) if (record.data.get("evaluation_classes") or 0) > len(private) else {}
 
 
 def real_picture(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
@@ -139,13 +190,6 @@ def real_picture(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     import numpy as np
 
     return _picture(np.asarray(np.clip(np.asarray(image) * 255 + 0.5, 0, 255), dtype=np.uint8))
-
-
-def _inversion_attacks(setting: Setting) -> list[str]:
-    """Return the names of the inversion attacks that made pictures for this setting."""
-    prefix = "inversion.clean."
-    roles = dict.fromkeys(role for cell in setting.cells for role in cell.stages if role.startswith(prefix))
-    return [role.removeprefix(prefix) for role in roles]
 
 
 def attack_access(record: RunRecord, store: EvidenceStore) -> dict[str, str]:
@@ -193,12 +237,18 @@ def _parquet(stage: StageRef | None, name: str, store: EvidenceStore) -> dict[st
     return columns
 
 
-def _verdicts(stage: StageRef | None, store: EvidenceStore) -> dict[int, bool]:
+def _verdicts(stage: StageRef | None, store: EvidenceStore) -> dict[int, dict[str, bool]]:
+    """Return class -> judge -> verdict on the first restart; columns are `correct` and `correct_<judge>`."""
     columns = _parquet(stage, "judgements.parquet", store)
     if columns is None:
         return {}
-    rows = zip(columns["class"], columns["restart"], columns["correct"], strict=True)
-    return {int(label): bool(correct) for label, restart, correct in rows if restart == 0}
+    judges = {name: name.removeprefix("correct_") for name in columns if name.startswith("correct_")}
+    judges = {"correct": EVALUATOR, **judges}
+    return {
+        int(label): {judge: bool(columns[name][row]) for name, judge in judges.items()}
+        for row, (label, restart) in enumerate(zip(columns["class"], columns["restart"], strict=True))
+        if restart == 0
+    }
 
 
 def _picture(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,6 +11,9 @@ MASKED = "masked output"
 UNMASKED_WEIGHTS = "acts on the weights, which the mask does not cover"
 VANILLA_SHADOW = " (vanilla shadow)"
 _ROLE = re.compile(r"([\w-]+(?:\.[\w-]+)+): (.*)", re.DOTALL)
+# Of an attack that runs in several tasks, the last part is the task's number.
+_INVERSION_ROLE = re.compile(r"(inversion\.clean|judge\.clean|prior\.clean|prior\.control|control)\.([\w-]+)(?:\.\d+)?")
+_CONTROL_MODEL = "control.model"
 _MOST_NAMED_PLACES = 6
 
 
@@ -76,6 +79,12 @@ def attack_flags(cell: CellRecord, attack: str) -> tuple[str, ...]:
     return tuple(text for role, text in pairs if role == f"membership.clean.{attack}")
 
 
+def inversion_flags(cell: CellRecord, attack: str) -> tuple[str, ...]:
+    """Return the texts of the flags that the stages of an inversion attack on the setting raised, each once."""
+    pairs = (split_flag(flag) for flag in cell.flags if not is_mask_note(flag))
+    return tuple(dict.fromkeys(text for role, text in pairs if _inversion_stage(role) == attack))
+
+
 def gather(cells: list[CellRecord]) -> tuple[Flag, ...]:
     """Return the flags of all cells but those of masks, in order of first appearance."""
     raised: dict[str, dict[tuple[str, str], list[int]]] = {}
@@ -83,7 +92,8 @@ def gather(cells: list[CellRecord]) -> tuple[Flag, ...]:
         for flag in cell.flags:
             if not is_mask_note(flag):
                 role, text = split_flag(flag)
-                raised.setdefault(text, {}).setdefault((cell.setting, _stage(role)), []).append(cell.seed)
+                seeds = raised.setdefault(text, {}).setdefault((cell.setting, _stage(role)), [])
+                seeds += [] if cell.seed in seeds else [cell.seed]
     every = {cell.setting: {other.seed for other in cells if other.setting == cell.setting} for cell in cells}
     return tuple(
         Flag(
@@ -104,11 +114,23 @@ def seeds_text(seeds: list[int]) -> str:
 
 def _stage(role: str) -> str:
     """Return the attack of a role, or the role itself where it is none's."""
+    inversion = _inversion_stage(role)
+    if inversion:
+        return inversion
     part, _, rest = role.partition(".")
     target, _, attack = rest.partition(".")
     if part != "membership":
         return role
     return attack if target == "clean" else f"{attack} on canaries"
+
+
+def _inversion_stage(role: str) -> str:
+    """Return the inversion attack of a role, "" where it is none's; what the control does is told apart."""
+    found = _INVERSION_ROLE.fullmatch(role)
+    if found is None or role == _CONTROL_MODEL:
+        return ""
+    part, attack = found.groups()
+    return f"{attack} on the control" if part.endswith("control") else attack
 
 
 def _stages(places: tuple[Place, ...], setting: str) -> str:

@@ -81,6 +81,47 @@ TERMS: tuple[tuple[str, str], ...] = (
         "the attacked class (first guess; among the first five). Top-5 is given from 20 classes up.",
     ),
     (
+        "Second model, disagreement",
+        "A second evaluation model of another architecture, trained alike. Of the reconstructions that the first "
+        "recognizes, disagreement is the share that the second does not: pictures that please one network more "
+        "than they show the class.",
+    ),
+    (
+        "Embedder",
+        "A network that was trained on other data to tell faces apart, such as FaceRes, and never saw this run's "
+        "images. It recognizes a reconstruction whose features point nearest to the mean of the attacked class, among "
+        "those of all classes.",
+    ),
+    (
+        "No-target control",
+        "The same attack on an undefended model of other classes, as many of them, whose reconstructions are judged as "
+        "if they were the private ones. What it reaches, an attack reaches without any leak: a floor for "
+        "false positives. Top-1 that is not above it is not believable.",
+    ),
+    (
+        "Unoptimized samples",
+        "What the prior draws before any search, judged against every attacked class: a second floor. An attack that "
+        "is not above it has found nothing that the prior did not hold.",
+    ),
+    (
+        "Distance to real images: nearest, center",
+        "Mean squared distance from a reconstruction's features to those of the nearest real image of its class (KNN "
+        "distance), and to the mean of the class. Large is private. It means something beside numbers from the "
+        "same network only.",
+    ),
+    (
+        "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance, FID",
+        "Distance between all reconstructions and all real images, each taken for a normal distribution of features. "
+        "The column names the network that made them: the evaluation model, EfficientNet-Lite0, or Inception-v3, "
+        "whose distance alone is called FID. It falls with the number of samples, so read the counts beside it.",
+    ),
+    (
+        "PRDC: precision, recall, density, coverage",
+        "Likeness by neighborhoods of k images of the same class, in the evaluation model's features. Precision and "
+        "density: how many reconstructions lie among real images; recall: how many real images lie among "
+        "reconstructions; coverage: how many real images have a reconstruction near them. Density may exceed 1.",
+    ),
+    (
         "Chance",
         "What an attack that knows nothing reaches. A leak is what exceeds it.",
     ),

@@ -8,7 +8,7 @@ named next to its number.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from oakum.records import CellRecord, RunRecord
@@ -23,8 +23,12 @@ VANILLA_SUFFIX = ".vanilla_shadow"
 # The attack that reads predicted classes alone, which a mask leaves as they are.
 LABEL_ONLY_ATTACK = "label_only"
 _TPR = re.compile(r"tpr_at_fpr_([0-9.]+)$")
-_PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "accuracy_per_class", "top1", "top5")
+_PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "accuracy_per_class")
 _SCORE_ENDINGS = ("auc", "average_precision")
+# Metrics of inversion are followed by who says so: `top1.second`, `precision.k5`.
+_PERCENT_STEMS = ("top1", "top5", "disagreement")
+_SCORE_STEMS = ("precision", "recall", "density", "coverage")
+_INVERSION_TOP1 = re.compile(r"inversion/[^/]+/top1")
 _LEAKAGE_TOPICS = ("membership", "canary", "inversion")
 # With more attacks the matrix shows the loss attack, and the overview the strongest one alone.
 _ATTACKS_WITH_LOSS_APART = 4
@@ -125,7 +129,7 @@ def overview(record: RunRecord) -> Overview:
         settings=settings,
         baseline=baseline,
         columns=tuple(columns),
-        warnings=record.warnings + tuple(_own_warnings(settings, baseline)),
+        warnings=record.warnings + tuple(_own_warnings(settings, baseline, metric_keys(record))),
         flags=gather([cell for setting in settings for cell in setting.cells]),
         unresolved=tuple(_unresolved(settings)),
     )
@@ -167,13 +171,14 @@ def topic_of(key: str) -> Topic:
 def unit_of(key: str) -> Unit:
     """Return how a metric is written: shares as percent, AUC, precision and losses with three decimals."""
     last = key.rsplit("/", 1)[-1].removesuffix(VANILLA_SUFFIX)
-    if last.endswith(_PERCENT_ENDINGS) or _TPR.search(last):
+    stem = last.split(".", 1)[0]
+    if stem in _PERCENT_STEMS or last.endswith(_PERCENT_ENDINGS) or _TPR.search(last):
         return "percent"
     if last.endswith("seconds"):
         return "seconds"
     if last.endswith(("loss_mean", "loss_variance")):
         return "nats"
-    return "score" if last.endswith(_SCORE_ENDINGS) else "plain"
+    return "score" if stem in _SCORE_STEMS or last.endswith(_SCORE_ENDINGS) else "plain"
 
 
 def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting | None) -> list[Column | None]:
@@ -196,9 +201,30 @@ def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting
         column("membership_tpr", f"TPR at {rate_text(rate)} FPR", f"membership/[^/]+/tpr_at_fpr_{re.escape(rate)}")
         if rate else None,
         column("canary_auc", "Canary AUC", "canary/[^/]+/auc"),
-        column("inversion_top1", "Inversion top-1", "inversion/[^/]+/top1"),
+        _inversion_column(record, settings, baseline),
         column("train_seconds", "Training time", "cost/train_seconds"),
     ]  # fmt: skip
+
+
+def _inversion_column(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting | None) -> Column | None:
+    """Return the strongest attack's top-1, among the attacks that met all attacked settings.
+
+    An attack that spared a setting would make it look safe beside those that it met.
+    """
+    measured = [key for key in metric_keys(record) if _INVERSION_TOP1.fullmatch(key)]
+    if not measured:
+        return None
+    title = "Inversion top-1, strongest attack" if len(measured) > 1 else "Inversion top-1"
+    apart = _met_by_some(measured, settings)
+    compared = [key for key in measured if key not in apart] or measured
+    column = _column("inversion_top1", title, compared, record, settings, baseline)
+    return replace(column, names_attack=len(measured) > 1)
+
+
+def _met_by_some(keys: list[str], settings: tuple[Setting, ...]) -> list[str]:
+    """Return the keys that some setting with any of them lacks."""
+    found = [{key for key in keys if spread(setting.cells, key).state != "absent"} for setting in settings]
+    return [key for key in keys if any(own and key not in own for own in found)]
 
 
 def _column(
@@ -267,7 +293,7 @@ def rate_text(rate: str | None) -> str:
     return f"{float(rate or 0) * 100:g}\N{NO-BREAK SPACE}%"
 
 
-def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None) -> list[str]:
+def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None, keys: list[str]) -> list[str]:
     found = []
     if baseline is None and settings:
         found.append("No setting trains undefended (`none`), so nothing here says how much a defense changes.")
@@ -276,7 +302,21 @@ def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None) -> li
         found.append("A setting has one seed only: how much its numbers vary from training to training is unknown.")
     if len({frozenset(own) for own in seeds.values()}) > 1:
         found.append("Not all settings have the same seeds; paired differences use the seeds that both sides have.")
-    return found
+    return found + _attacks_apart(settings, keys)
+
+
+def _attacks_apart(settings: tuple[Setting, ...], keys: list[str]) -> list[str]:
+    """Warn of inversion attacks that spared a setting."""
+    measured = [key for key in keys if _INVERSION_TOP1.fullmatch(key)]
+    apart = _met_by_some(measured, settings)
+    if not apart:
+        return []
+    if len(apart) == len(measured):
+        return ["No inversion attack met every setting that another one met, so their inversion is not comparable."]
+    spared, compared = (
+        ", ".join(key.split("/")[1] for key in measured if (key in apart) == is_apart) for is_apart in (True, False)
+    )
+    return [f"Inversion by {spared} did not meet every setting; where settings are compared it is by {compared}."]
 
 
 def _unresolved(settings: tuple[Setting, ...]) -> list[str]:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from oakum.records import RunRecord
 from oakum.report import figures
-from oakum.report._evidence import EvidenceStore, Reconstruction, is_public, real_picture, reconstruction_rows
+from oakum.report._evidence import (
+    EVALUATOR,
+    SECOND,
+    EvidenceStore,
+    Reconstruction,
+    Rows,
+    is_public,
+    real_picture,
+    reconstructions_by_attack,
+)
 from oakum.report._marks import mark, strip
 from oakum.report._markup import Markup, join, tag, void
 from oakum.report._numbers import chance_text, interval_text, mean_text, number, range_text, values_text
@@ -152,7 +161,7 @@ def roc_section(record: RunRecord, store: EvidenceStore) -> Markup | None:
 def picture_section(
     record: RunRecord, store: EvidenceStore, real_images: dict[int, NDArray[np.floating[Any]]]
 ) -> Markup | None:
-    """Return real images beside reconstructions; for data that is not public, a sentence instead."""
+    """Return a block for each attack, real images beside reconstructions; a sentence for data that is not public."""
     attacked = any(role.startswith("inversion.") for cell in record.cells for role in cell.stages)
     if not attacked:
         return None
@@ -161,26 +170,46 @@ def picture_section(
         return join(
             heading, tag("p", "The data is not public, so this report shows no pictures, real or reconstructed.")
         )
-    rows = reconstruction_rows(record, store)
-    if not rows:
+    blocks = reconstructions_by_attack(record, store)
+    if not blocks:
         return None
+    parts = []
+    for attack, rows in blocks.items():
+        title = tag("h3", f"{attack} attack") if len(blocks) > 1 else None
+        parts += [title, tag("div", _picture_table(record, attack, rows, real_images), class_="scroll")]
+    made = [item for rows in blocks.values() for row in rows.values() for item in row.values() if item is not None]
+    return join(heading, tag("figure", *parts, tag("figcaption", _picture_caption(made))))
+
+
+def _picture_caption(made: list[Reconstruction]) -> str:
+    text = (
+        "The first reconstruction of each class, of one seed, not picked by quality. Solid red frame: the independent "
+        "evaluation model recognizes the class, so the attack succeeded. Dashed frame: it does not."
+    )
+    if any(len(item.verdicts) > 1 for item in made):
+        text += (
+            " Dotted red frame: the evaluation model recognizes the class, but another judge does not. A picture's "
+            "tooltip names who recognizes it."
+        )
+    return text
+
+
+def _picture_table(
+    record: RunRecord, attack: str, rows: Rows, real_images: dict[int, NDArray[np.floating[Any]]]
+) -> Markup:
     count = min(figures.REAL_EXAMPLES, max((len(real_images.get(label, [])) for label in rows), default=0))
     labels = list(next(iter(rows.values())))
     head = [tag("th", Markup("&nbsp;"))]
     if count:
         head.append(tag("th", "real images", colspan=count, scope="colgroup"))
     head += [tag("th", label, scope="col", class_=None if place else "first") for place, label in enumerate(labels)]
-    body = [_picture_row(record, label, made, real_images, count) for label, made in rows.items()]
-    caption = (
-        "The first reconstruction of each class, of one seed, not picked by quality. Solid red frame: the independent "
-        "evaluation model recognizes the class, so the attack succeeded. Dashed frame: it does not."
-    )
-    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="pictures")
-    return join(heading, tag("figure", tag("div", table, class_="scroll"), tag("figcaption", caption)))
+    body = [_picture_row(record, attack, label, made, real_images, count) for label, made in rows.items()]
+    return tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="pictures")
 
 
 def _picture_row(
     record: RunRecord,
+    attack: str,
     label: int,
     made: dict[str, Reconstruction | None],
     real_images: dict[int, NDArray[np.floating[Any]]],
@@ -197,11 +226,22 @@ def _picture_row(
         if item is None:
             cells.append(tag("td", class_=f"made{first}"))
             continue
-        outcome = {True: "hit", False: "miss", None: ""}[item.is_recognized]
-        said = {True: ", recognized", False: ", not recognized", None: ""}[item.is_recognized]
-        picture = _image(item.pixels, f"reconstruction of {name} from {setting}{said}")
-        cells.append(tag("td", picture, class_=f"made {outcome}{first}"))
+        outcome = {True: "doubted" if item.is_doubted else "hit", False: "miss", None: ""}[item.is_recognized]
+        said = _who_recognizes(item.verdicts)
+        picture = _image(item.pixels, f"reconstruction of {name} from {setting} by {attack}{said and ', ' + said}")
+        title = said[:1].upper() + said[1:]
+        cells.append(tag("td", picture, class_=f"made {outcome}{first}", title=title or None))
     return tag("tr", *cells)
+
+
+def _who_recognizes(verdicts: dict[str, bool]) -> str:
+    """Write the verdicts of all judges; "" without any."""
+    names = {EVALUATOR: "the evaluation model", SECOND: "the second evaluation model"}
+    parts = []
+    for verb, wanted in (("recognized", True), ("not recognized", False)):
+        if who := [names.get(judge, judge) for judge in verdicts if verdicts[judge] == wanted]:
+            parts.append(f"{verb} by {', '.join(who)}")
+    return "; ".join(parts)
 
 
 def _image(pixels: NDArray[np.uint8], alternative: str) -> Markup:

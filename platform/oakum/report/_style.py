@@ -137,6 +137,7 @@ table.measured th:nth-child(2) { width: 17% }
 .matrix td.strongest .main { font-weight: 700 }
 .matrix tr.baseline > * { border-bottom: 1px solid var(--muted) }
 .matrix tbody tr.baseline + tr > * { border-top: 0 }
+.matrix tr.floor > *, .matrix tr.floor td .main { color: var(--muted); font-weight: 400 }
 .matrix td[style] { background: color-mix(in srgb, var(--heat) var(--shade-of-cell), transparent) }
 .footnote { font-size: .84rem; color: var(--soft); margin: .3rem 0; max-width: 110ch }
 @media (min-width: 1240px) {
@@ -159,6 +160,7 @@ figcaption { font-size: .87rem; margin-top: .55rem; max-width: 90ch }
   image-rendering: pixelated; border-radius: 3px; background: var(--shade) }
 .pictures .made img { outline: 2px solid transparent; outline-offset: 1px }
 .pictures .hit img { outline-color: var(--bad) }
+.pictures .doubted img { outline: 2px dotted var(--bad) }
 .pictures .miss img { outline: 1.5px dashed var(--muted) }
 .pictures tr > .first { padding-left: 1.5rem }
 
@@ -190,7 +192,8 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid
   section { margin-top: 1.6rem } h2, h3 { break-after: avoid } figure, tr, .notice { break-inside: avoid }
   figure .plot svg { min-width: 0 } .scroll, figure .plot { overflow: visible } table { font-size: 8pt }
   @page matrix { size: A4 landscape; margin: 12mm 10mm }
-  #matrix { page: matrix } #matrix p { max-width: none; font-size: 8.5pt } #matrix h3 ~ h3 { break-before: page }
+  #matrix, #inversion { page: matrix } #matrix h3 ~ h3 { break-before: page }
+  #matrix p, #inversion p { max-width: none; font-size: 8.5pt }
   .matrix-frame.wide { width: auto; margin-left: 0 }
   .lines summary { flex-wrap: nowrap } .lines .number { flex-basis: 5.4rem } .lines .said { font-size: 8.5pt }
   .matrix-frame table { font-size: 6.6pt } .matrix-frame.wide table { min-width: 0 }
@@ -198,9 +201,9 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--grid
   .matrix thead th, .matrix thead th.group { font-size: 6.2pt; min-width: 0 }
   .matrix tbody th:first-child, .matrix thead th:first-child { position: static; min-width: 4.6rem }
   .matrix thead tr + tr th:first-child { min-width: 0; padding-inline: .16rem }
-  .matrix td .main { font-size: 6.8pt } .matrix td.vanilla .main { font-size: 6.2pt }
+  .matrix td .main { font-size: 6.8pt } .matrix td .none, .matrix td.vanilla .main { font-size: 6.2pt }
   .matrix td.vanilla { min-width: 0 }
-  .wide .matrix td small { display: none } .matrix thead small { font-size: 5.4pt }
+  .wide .matrix td small:not(.seeds) { display: none } .matrix thead small { font-size: 5.4pt }
   .matrix td small, .matrix tbody th small { font-size: 5.8pt }
   details:not(.bulk, .verdict)::details-content { content-visibility: visible; height: auto }
   th, td { padding-inline: .3rem } td { white-space: normal }

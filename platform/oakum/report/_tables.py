@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from oakum.report._marks import mark
-from oakum.report._markup import Markup, tag
+from oakum.report._markup import Markup, join, tag
 from oakum.report._numbers import mean_text, number, range_text
-from oakum.report._overview import Overview, Setting, unit_of
+from oakum.report._overview import Overview, Setting, Unit, unit_of
 from oakum.report._palette import Look
 from oakum.report.statistics import Spread
+
+_SEEDS_ON_LINE = 3
 
 
 def plain_table(head: Markup, rows: list[Markup], caption: str | None, class_: str | None = None) -> Markup:
@@ -46,10 +48,12 @@ def figure_cell(
     flags: tuple[str, ...] = (),
     signs: str = "",
     style: str | None = None,
+    lists_seeds: bool = False,
 ) -> Markup:
     """Return a cell with the mean and, small, the range of seeds that differ; its tooltip holds every seed and flag.
 
-    `metric` is a key or its last part and decides how numbers are written; `signs` point to footnotes.
+    `metric` is a key or its last part and decides how numbers are written; `signs` point to footnotes; `lists_seeds`
+    shows every seed in the range's place.
     """
     unit = unit_of(metric)
     class_ = " ".join(name for name in classes or [] if name) or None
@@ -64,11 +68,24 @@ def figure_cell(
         "td",
         tag("span", number(values.mean, unit, mark=False), class_="main"),
         tag("sup", signs) if signs else None,
-        tag("small", range_text(values, unit)) if values.low != values.high or values.unresolved else None,
+        _seeds(values, unit) if lists_seeds else _range(values, unit),
         title="\n".join(listed),
         class_=class_,
         style=style,
     )
+
+
+def _range(values: Spread, unit: Unit) -> Markup | None:
+    return tag("small", range_text(values, unit)) if values.low != values.high or values.unresolved else None
+
+
+def _seeds(values: Spread, unit: Unit) -> Markup | None:
+    """Return every resolved seed, a few on each line; None for a single one."""
+    count, missing = len(values.values), len(values.unresolved)
+    texts = [number(value, unit, mark=False) for value in values.values.values()]
+    lines = [", ".join(texts[start : start + _SEEDS_ON_LINE]) for start in range(0, count, _SEEDS_ON_LINE)]
+    parts = [tag("small", line, class_="seeds") for line in lines if count > 1]
+    return join(*parts, tag("small", f"{count} of {count + missing} seeds") if missing else None)
 
 
 def _with_interval(values: Spread, seed: int, metric: str) -> str:

@@ -18,10 +18,11 @@ from oakum.records import RunRecord
 from oakum.report._evidence import (
     EvidenceStore,
     Roc,
+    Rows,
     history_of,
     is_public,
     real_picture,
-    reconstruction_rows,
+    reconstructions_by_attack,
     roc_of,
 )
 from oakum.report._labels import place_labels, spread_out
@@ -32,7 +33,7 @@ from oakum.report._palette import ALL_INKS, GRID, MUTED, PAPER, SHADE, TEXT, Loo
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
 REAL_EXAMPLES = 3
@@ -162,26 +163,47 @@ def training_curves(record: RunRecord, store: EvidenceStore) -> Figure | None:
 def reconstructions(
     record: RunRecord, store: EvidenceStore, real_images: dict[int, NDArray[np.floating[Any]]]
 ) -> Figure | None:
-    """Draw a class per row: real images, then each setting's first reconstruction. None unless the data is public."""
-    rows = reconstruction_rows(record, store)
-    if not rows or not is_public(record):
+    """Draw a block for each attack: a class per row, real images, then each setting's first reconstruction.
+
+    None unless the data is public.
+    """
+    blocks = reconstructions_by_attack(record, store)
+    if not blocks or not is_public(record):
         return None
-    labels, styles = list(next(iter(rows.values()))), looks(overview(record))
     count = min(REAL_EXAMPLES, max((len(images) for images in real_images.values()), default=0))
+    widths = [count + len(next(iter(rows.values()))) for rows in blocks.values()]
+    heights = [0.95 * len(rows) + (0.8 if len(blocks) > 1 else 0.5) for rows in blocks.values()]
     with _styled() as make:
-        figure = make(figsize=(0.95 * (count + len(labels)) + 0.5, 0.95 * len(rows) + 0.5), layout="constrained")
-        axes = figure.subplots(len(rows), count + len(labels), squeeze=False)
-        for line, (label, made) in zip(axes, rows.items(), strict=True):
-            real = [real_picture(image) for image in real_images.get(label, [])[:count]]
-            pictures = real + [None] * (count - len(real))
-            pictures += [item.pixels if item else None for item in made.values()]
-            for axis, picture in zip(line, pictures, strict=True):
-                axis.set_axis_off()
-                if picture is not None:
-                    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        for axis, title in zip(axes[0], ["real"] * count + [styles[label].label for label in labels], strict=True):
-            axis.set_title(title, fontsize=7, loc="center")
+        figure = make(figsize=(0.95 * max(widths) + 0.5, sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, (attack, rows) in zip(parts, blocks.items(), strict=True):
+            if len(blocks) > 1:
+                part.suptitle(f"{attack} attack", fontsize=9, fontweight="bold")
+            _picture_grid(part, rows, real_images, count, max(widths), looks(overview(record)))
     return figure
+
+
+def _picture_grid(
+    part: SubFigure,
+    rows: Rows,
+    real_images: dict[int, NDArray[np.floating[Any]]],
+    count: int,
+    width: int,
+    styles: dict[str, Look],
+) -> None:
+    """Draw one attack's pictures in `width` columns, `count` of them for real images."""
+    labels = list(next(iter(rows.values())))
+    axes = part.subplots(len(rows), width, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for line, (label, made) in zip(axes, rows.items(), strict=True):
+        real = [real_picture(image) for image in real_images.get(label, [])[:count]]
+        pictures = [*real, *[None] * (count - len(real)), *(item.pixels if item else None for item in made.values())]
+        for axis, picture in zip(line, pictures, strict=False):
+            if picture is not None:
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axis, title in zip(axes[0], ["real"] * count + [styles[label].label for label in labels], strict=False):
+        axis.set_title(title, fontsize=7, loc="center")
 
 
 def write(

@@ -11,6 +11,7 @@ from oakum.records import RunRecord
 from oakum.report import _sections as sections
 from oakum.report._evidence import EvidenceStore, measured_at, missing_stages
 from oakum.report._flags import Flag
+from oakum.report._inversion_section import inversion_section
 from oakum.report._markup import Markup, tag, void
 from oakum.report._matrix_section import matrix_section
 from oakum.report._overview import Overview, overview
@@ -67,6 +68,7 @@ def render(
         ("verdicts", "Verdicts", verdict_section(view, styles)),
         ("glance", "At a glance", sections.glance_section(view, styles)),
         ("matrix", "Every attack", matrix_section(record, view, styles, store)),
+        ("inversion", "Inversion", inversion_section(record, view, styles)),
         ("tradeoff", "Utility and leakage", sections.tradeoff_section(record)),
         ("losses", "Losses", loss_section(record, view, styles)),
         ("privacy", "Formal privacy", privacy_section(record, view, styles)),

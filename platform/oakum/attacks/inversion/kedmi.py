@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,7 +17,7 @@ from oakum.attacks.inversion.base import InversionAttack
 from oakum.config import ConfigError
 from oakum.models.priors.base import images_of
 from oakum.registry import Source
-from oakum.seeding import derive_seed, keyed_uniform, sample_keys
+from oakum.seeding import derive_seed, keyed_normal, sample_keys
 
 _FINITE_CHECK_EVERY = 50
 _CLAMPED_TO = 1.0
@@ -103,18 +102,6 @@ def search_distributions(
         if iteration % _FINITE_CHECK_EVERY == 0 or iteration == iterations - 1:
             require_finite(torch.cat([mean, log_variance], dim=1), "KED-MI", iteration, learning_rate)
     return Distributions(mean.detach(), log_variance.detach(), starts.clip)
-
-
-def keyed_normal(keys: Tensor, step: int, size: int) -> Tensor:
-    """Return standard normal noise (R, size) float32 for keys (R,) int64; a row depends on its key and step alone.
-
-    Box-Muller of counter-based uniform numbers, on the device of the keys: rows need no generators of their own.
-    """
-    half = (size + 1) // 2
-    uniform = keyed_uniform(sample_keys(step, keys), 2 * half)
-    radius = (-2 * torch.log1p(-uniform[:, :half])).sqrt()
-    angle = 2 * math.pi * uniform[:, half:]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]
 
 
 class KEDMI(InversionAttack):
@@ -215,7 +202,7 @@ class KEDMI(InversionAttack):
             generator,
             discriminator,
             module,
-            lambda iteration: keyed_normal(keys, iteration, latent_size),
+            lambda iteration: keyed_normal(sample_keys(iteration, keys), latent_size),
             iterations=config.iterations,
             learning_rate=config.learning_rate,
             nominal_batch=config.nominal_batch,
@@ -227,7 +214,7 @@ class KEDMI(InversionAttack):
     def _draw(self, found: Distributions, keys: Tensor) -> Tensor:
         """Return latents (R * samples, Z), the samples of a row one after another."""
         size = found.mean.shape[1]
-        noise = torch.stack([keyed_normal(keys, sample, size) for sample in range(self.config.samples)])
+        noise = torch.stack([keyed_normal(sample_keys(sample, keys), size) for sample in range(self.config.samples)])
         return found.latents(noise).transpose(0, 1).flatten(0, 1)
 
 

@@ -1,0 +1,1 @@
+"""Extractors: published feature networks that never saw the private data."""
