@@ -108,7 +108,7 @@ def test_classes_are_split_over_tasks(plan: Callable[..., Plan]) -> None:
 
 def test_the_control_is_one_undefended_model_of_other_classes_for_each_seed(plan: Callable[..., Plan]) -> None:
     where = cells(plan())
-    models = {cell: stages["control.model"] for cell, stages in where.items()}
+    models = {cell: stages["control_target.clean"] for cell, stages in where.items()}
     assert models["none", 0].key == models["relaxloss", 0].key != models["none", 1].key
     model = models["relaxloss", 0]
     assert model.folds.keys() == {"control"} and model.config["labels"] == "control"

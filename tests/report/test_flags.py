@@ -66,9 +66,13 @@ def test_a_mask_is_no_reason_for_distrust() -> None:
 def test_tasks_of_one_inversion_attack_are_one_place_and_the_control_is_another() -> None:
     roles = ["inversion.clean.gmi.0", "inversion.clean.gmi.1", "judge.clean.gmi", "prior.clean.gmi"]
     controls = ["control.gmi.0", "control.gmi.1", "prior.control.gmi"]
-    noisy = cell("a", 0, *(f"{role}: odd" for role in [*roles, *controls, "control.model", "inversion.clean.kedmi"]))
+    noisy = cell(
+        "a", 0, *(f"{role}: odd" for role in [*roles, *controls, "control_target.clean", "inversion.clean.kedmi"])
+    )
     (flag,) = gather([noisy, cell("a", 1)])
-    assert flag.line == ("odd: a: gmi (seed 0), gmi on the control (seed 0), control.model (seed 0), kedmi (seed 0)")
+    assert flag.line == (
+        "odd: a: gmi (seed 0), gmi on the control (seed 0), control_target.clean (seed 0), kedmi (seed 0)"
+    )
     assert flag.counted == "odd: 1 setting, 4 attacks"
     assert inversion_flags(noisy, "gmi") == ("odd",)
     assert inversion_flags(noisy, "model") == inversion_flags(noisy, "gm") == ()

@@ -178,9 +178,9 @@ def frechet_distance(features: ArrayLike, real_features: ArrayLike) -> MetricVal
     """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two feature sets (N, D) and (R, D).
 
     Covariances are divided by n - 1. With S1 = A^T A and S2 = B^T B the trace of the root is the sum of the singular
-    values of A B^T: nothing imaginary is dropped, no root is taken of rounding errors, and few samples of many
-    features cost a matrix of samples, not of features. With no more rows than features a covariance is singular; the
-    note then gives the counts.
+    values of A B^T, or of the roots of the eigenvalues of A S2 A^T where samples are many: nothing imaginary is
+    dropped, and few samples of many features cost a matrix of samples, not of features. With no more rows than
+    features a covariance is singular; the note then gives the counts.
 
     Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NIPS 2017, equation 6.
     """
@@ -191,19 +191,30 @@ def frechet_distance(features: ArrayLike, real_features: ArrayLike) -> MetricVal
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("features hold NaN or infinity")
     gap = np.square(first.mean(axis=0) - second.mean(axis=0)).sum()
-    a, b = _covariance_factor(first), _covariance_factor(second)
-    root_trace = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    value = gap + np.square(a).sum() + np.square(b).sum() - 2 * root_trace
+    few, many = sorted((_centered(first), _centered(second)), key=len)
+    value = gap + np.square(few).sum() + np.square(many).sum() - 2 * _root_trace(few, many)
     note = ""
     if min(len(first), len(second)) <= first.shape[1]:
         note = f"singular covariance: {len(first)} and {len(second)} samples for {first.shape[1]} features"
     return MetricValue(float(max(value, 0.0)), wants="high", note=note)
 
 
-def _covariance_factor(samples: Floats) -> Floats:
-    """Return A, (min(n, D), D), with A^T A the covariance of samples (n, D)."""
+def _centered(samples: Floats) -> Floats:
+    """Return A, (n, D), with A^T A the covariance of samples (n, D)."""
     factor: Floats = (samples - samples.mean(axis=0)) / np.sqrt(len(samples) - 1)
-    return factor if len(samples) <= samples.shape[1] else np.asarray(np.linalg.qr(factor, mode="r"))
+    return factor
+
+
+def _root_trace(few: Floats, many: Floats) -> float:
+    """Return tr((A^T A B^T B)^(1/2)) of factors A (n, D) and B (m, D) with n <= m."""
+    width = few.shape[1]
+    if len(many) <= width:
+        return float(np.linalg.svd(few @ many.T, compute_uv=False).sum())
+    if len(few) > width:
+        values, vectors = np.linalg.eigh(few.T @ few)
+        few = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    eigenvalues = np.linalg.eigvalsh(few @ (many.T @ many) @ few.T)
+    return float(np.sqrt(np.maximum(eigenvalues, 0)).sum())
 
 
 def prdc(

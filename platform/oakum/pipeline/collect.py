@@ -98,7 +98,7 @@ def _cost_of(part: str, target: str) -> str:
     """
     if part in ("target", "teacher"):
         return "train"
-    if part in ("training", "shadow_training", "control") or target in ("vanilla", "control"):
+    if part in ("training", "shadow_training", "control", "control_target") or target in ("vanilla", "control"):
         return "none"
     return "shadow" if part.startswith("shadow") else "attack"
 
@@ -147,9 +147,16 @@ def _chance(plan: Plan) -> dict[str, float]:
             chance[f"membership/{attack.name}/{name}"] = 0.5
         if plan.experiment.file.canaries:
             chance[f"canary/{attack.name}/auc"] = 0.5
+    classes = plan.data["evaluation_classes"]
+    attacked = plan.experiment.file.attacks.identities or len(plan.data["private_classes"])
     for attack in plan.experiment.inversion:
+        prefix = f"inversion/{attack.label}"
         for name in ("top1", "top1.second"):
-            chance[f"inversion/{attack.label}/{name}"] = 1.0 / plan.data["evaluation_classes"]
+            chance[f"{prefix}/{name}"] = 1.0 / classes
+        chance[f"{prefix}/top5"] = min(1.0, 5.0 / classes)
+        for extractor in plan.experiment.extractors:
+            if extractor.cls.recognizes:
+                chance[f"{prefix}/top1.{extractor.name}"] = 1.0 / attacked
     return chance
 
 

@@ -93,7 +93,7 @@ class InversionPlanner:
         undefended = self._models.model(self._none, self._placement("target", seed, f"none/{seed} clean")).stage
         control = self._control(seed) if self.has_control else None
         if control is not None:
-            stages["control.model"] = control
+            stages["control_target.clean"] = control
         for attack in attacks:
             judged = {}
             against = undefended if attack.cls.prior_of == "undefended" else target

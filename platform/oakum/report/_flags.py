@@ -13,7 +13,6 @@ VANILLA_SHADOW = " (vanilla shadow)"
 _ROLE = re.compile(r"([\w-]+(?:\.[\w-]+)+): (.*)", re.DOTALL)
 # Of an attack that runs in several tasks, the last part is the task's number.
 _INVERSION_ROLE = re.compile(r"(inversion\.clean|judge\.clean|prior\.clean|prior\.control|control)\.([\w-]+)(?:\.\d+)?")
-_CONTROL_MODEL = "control.model"
 _MOST_NAMED_PLACES = 6
 
 
@@ -127,7 +126,7 @@ def _stage(role: str) -> str:
 def _inversion_stage(role: str) -> str:
     """Return the inversion attack of a role, "" where it is none's; what the control does is told apart."""
     found = _INVERSION_ROLE.fullmatch(role)
-    if found is None or role == _CONTROL_MODEL:
+    if found is None:
         return ""
     part, attack = found.groups()
     return f"{attack} on the control" if part.endswith("control") else attack

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from oakum.config import ConfigError
 from oakum.metrics import inversion as metrics
 from oakum.models.base import same_architecture
-from oakum.pipeline.context import StageContext, build_method, build_model
+from oakum.models.extractors.base import extract_features, open_extractor
+from oakum.pipeline.context import StageContext, build_model
 from oakum.records import MetricValue
-from oakum.weights import open_weights, weights_folder
+from oakum.weights import weights_folder
 
 CHUNK = 512
 PRDC_NEIGHBORS = (3, 5)
-PRIVATE_JUDGES = ("evaluator", "second")
 
 Floats = NDArray[np.float64]
 
@@ -167,15 +167,13 @@ def _by_extractors(
 ) -> list[tuple[str, dict[str, MetricValue], NDArray[np.bool_] | None]]:
     results = []
     for entry in context.task.config["extractors"]:
-        cls, options = build_method("extractors", entry["method"])
-        extractor = cls(options)
-        file = open_weights(weights_folder(context.settings.data_home), extractor.weights_name)
+        extractor, network, file = open_extractor(entry["method"]["name"], weights_folder(context.settings.data_home))
         if file.sha256 != entry["weights"]:
             raise ConfigError(
                 f"the weights of {entry['method']['name']!r} on this machine are not the ones that were planned; run "
                 f"`oakum weights prepare {entry['method']['name']}` on every node"
             )
-        network = extractor.build(load_file(file.path)).eval().to(context.device)
+        network = network.to(context.device)
         results.append((entry["method"]["name"], *_by_extractor(extractor, network, made, real, real_classes, context)))
     return results
 
@@ -188,7 +186,9 @@ def _by_extractor(
     real_classes: NDArray[np.int64],
     context: StageContext,
 ) -> tuple[dict[str, MetricValue], NDArray[np.bool_] | None]:
-    mine, theirs = _features(network, made.images, context), _features(network, real, context)
+    mine, theirs = (
+        extract_features(network, images.to(context.device)).double().cpu().numpy() for images in (made.images, real)
+    )
     found = {extractor.profile: metrics.frechet_distance(mine, theirs)}
     if not extractor.recognizes:
         return found, None
@@ -197,11 +197,6 @@ def _by_extractor(
     found[f"top1.{name}"] = metrics.recognition(mine, made.wanted, theirs, real_classes)
     found[f"knn2.{name}"] = metrics.knn_distance(mine, made.wanted, theirs, real_classes)
     return found, hits
-
-
-@torch.no_grad()
-def _features(network: nn.Module, images: Tensor, context: StageContext) -> Floats:
-    return torch.cat([network(part.to(context.device)).double().cpu() for part in images.split(CHUNK)]).numpy()
 
 
 def _write(context: StageContext, made: Made, mine: Opinion, hits: dict[str, NDArray[np.bool_]]) -> None:
