@@ -110,7 +110,7 @@ class VMI(InversionAttack):
         """
         generator = knowledge.generator
         if generator is None:
-            raise ConfigError("attack vmi needs a prior with a generator; add one to the experiment's `prior`")
+            raise ConfigError("attack vmi needs a prior with a generator; add one to the experiment's `priors`")
         module = target.module()
         labels = classes.tolist()
         layers = layers_of(generator) if self.config.family in _LAYERED else 1
