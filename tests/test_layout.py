@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "session": METHODS | {"pipeline", "tracking", "report", "distributed", "progress"},
     "audit": METHODS,
     "published": METHODS,
+    "search": FOUNDATION,
     "inspection": FOUNDATION | {"session"},
     "doctor": FOUNDATION | {"session", "tracking"},
     "cli": FOUNDATION

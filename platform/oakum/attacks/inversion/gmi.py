@@ -155,7 +155,7 @@ class GMI(InversionAttack):
         """
         generator, critic = knowledge.generator, knowledge.critic
         if generator is None or critic is None:
-            raise ConfigError("attack gmi needs a prior with generator and critic; add one to the experiment's `priors`")
+            raise ConfigError("attack gmi needs a prior with generator and critic; add one to `priors`")
         module = target.module()
         device = device_of(generator)
         starts = start_latents(

@@ -1,0 +1,1 @@
+"""Searching a defense's settings on measured leakage."""
