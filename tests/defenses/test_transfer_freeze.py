@@ -11,6 +11,7 @@ from oakum.config import ConfigError, validate
 from oakum.defenses.base import Teacher
 from oakum.defenses.transfer_freeze import PartlyFrozen, TransferFreeze
 from oakum.models.base import Classifier, InputShape
+from oakum.models.mcnn import MCNN
 from oakum.models.small_cnn import SmallCNN
 from oakum.models.strided_cnn import StridedCNN
 from oakum.training.checkpoint import load_parts, save_parts
@@ -261,3 +262,15 @@ def test_group_normalization_is_taken_along() -> None:
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="defense"):
         validate(TransferFreeze.Config, bad, "defense")
+
+
+def test_layers_that_no_weights_fit_are_not_frozen_at_random() -> None:
+    model = MCNN(MCNN.Config(initial_weights="mine"), InputShape((1, 32, 32)), 5)
+    other = MCNN(MCNN.Config(), InputShape((1, 32, 32)), 7)
+    model.load_initial(other.state_dict())
+    assert model.left_as_drawn == ("head.",)
+    weights = TransferFreeze.Config(source="weights", first_trainable="block3")
+    assert isinstance(TransferFreeze(weights).build(model), PartlyFrozen)
+    model.left_as_drawn = ("block1.", "head.")
+    with pytest.raises(ConfigError, match=r"nothing that fits 'block1.*at random values"):
+        TransferFreeze(weights).build(model)

@@ -283,3 +283,9 @@ def test_divergence_names_the_step() -> None:
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         validate(InversionGAN.Config, bad, "prior")
+
+
+def test_a_generator_that_would_never_be_trained_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"discriminator_updates 4 is less than .* the generator would never be"):
+        validate(InversionGAN.Config, {"discriminator_updates": 4, "discriminator_per_generator": 5}, "prior")
+    validate(InversionGAN.Config, {"discriminator_updates": 5, "discriminator_per_generator": 5}, "prior")

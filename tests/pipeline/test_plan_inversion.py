@@ -129,17 +129,142 @@ def test_judges_may_learn_from_the_targets_own_images(plan: Callable[..., Plan],
     assert found.data["evaluation_classes"] == len(PRIVATE)
 
 
+def test_the_variant_with_another_prior_draws_as_kedmi_does(plan: Callable[..., Plan]) -> None:
+    stages = cells(plan())["relaxloss", 0]
+    seeds = {name: stages[f"inversion.clean.{name}.0"].config["seed"] for name in ("gmi", "kedmi", "kedmi_transfer")}
+    assert seeds["kedmi_transfer"] == seeds["kedmi"] != seeds["gmi"]
+
+
+def test_the_control_releases_its_last_epoch_where_targets_release_their_best(
+    plan: Callable[..., Plan], many: dict[str, Any]
+) -> None:
+    recipe = {**many["recipe"], "select": "best_val"}
+    stages = cells(plan(recipe=recipe))["relaxloss", 0]
+    target, control = (stages[f"{role}.clean"].config["recipe"] for role in ("target", "control_target"))
+    assert target["select"] == "best_val" and control == {**target, "select": "last"}
+    assert stages["control.gmi.0"].inputs["target"] is stages["control_target.clean"]
+    assert stages["prior.control.kedmi"].inputs["target"] is stages["control_target.clean"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"attacks": {"inversion": ["gmi"], "identities": 6}}, "attacks.identities asks for 6 of 5 private classes"),
         ({"attacks": {"inversion": ["gmi", "gmi"]}}, "gmi is listed twice for the same cells"),
         ({"priors": {"dcgan": {}}}, "attack 'kedmi' searches a prior with discriminator and generator"),
+        (
+            {"attacks": {"inversion": [{"name": "vmi", "prior": "wgan_gp", "flow_levels": 3}]}},
+            "a flow of 3 levels halves the latent 2 times and needs 2 or more numbers at the top, but the latent has 4",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(plan: Callable[..., Plan], change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         plan(**change)
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes", "said"),
+    [
+        (
+            [([0, 1, 2, 3, 4], {"evaluation": 50, "train": 100, "test": 50, "public": 50}), (CONTROL, {"control": 99})],
+            {},
+            "fold 'public' has images of private class 0: a prior would be shown what its attack has to find out",
+        ),
+        (
+            [
+                ([0, 1, 3, 4], {"evaluation": 50, "train": 80, "test": 50}),
+                ([2], {"train": 20}),
+                (CONTROL, {"public": 99}),
+            ],
+            {},
+            "judges learn from fold 'evaluation', which has no image of private class 2",
+        ),
+        (
+            [
+                ([0, 1, 3, 4], {"evaluation": 50, "train": 80, "test": 50}),
+                ([2], {"evaluation": 20, "test": 9}),
+                (CONTROL, {"public": 99}),
+            ],
+            {},
+            "reconstructions are compared with fold 'train', which has no image of private class 2",
+        ),
+        (
+            [([0], {"evaluation": 20, "train": 40, "test": 20}), (CONTROL, {"public": 99})],
+            {
+                "folds": {"private_classes": [0]},
+                "attacks": {"identities": None},
+                "settings": {"relaxloss": "none"},
+                "priors": {"inversion_gan": {"method": {"name": "wgan_gp", **SMALL_GAN}}},
+            },
+            "needs 2 private classes or more",
+        ),
+        (
+            [(PRIVATE, {"evaluation": 50, "train": 100, "test": 50}), (CONTROL, {"public": 99, "control": 49})],
+            {"recipe": {"batch_size": 50, "drop_last": True}},
+            "drop_last leaves the control no batch: fold 'control' has 49 samples, batch_size is 50",
+        ),
+        (
+            [(PRIVATE, {"evaluation": 50, "train": 100, "test": 50}), (CONTROL, {"public": 99})],
+            {"evaluation": {"recipe": {"epochs": 1, "select": "best_val"}}},
+            "needs fold 'val'",
+        ),
+    ],
+    ids=[
+        "public is private",
+        "judges never saw it",
+        "no real image",
+        "one class",
+        "a control without a batch",
+        "a judge without val",
+    ],
+)
+def test_folds_that_an_attack_cannot_be_judged_with_are_refused(
+    many: dict[str, Any], prepared_digits: Path, rules: Any, changes: dict[str, Any], said: str
+) -> None:
+    many["folds"]["rules"] = [{"from": {"classes": classes}, "take": take} for classes, take in rules]
+    many["attacks"]["inversion"] = [{"name": "gmi", "iterations": 2}]
+    for part, values in changes.items():
+        many[part] |= values
+    with pytest.raises(ConfigError, match=said):
+        build_plan(resolve_experiment(many, "t.yaml"), prepared_digits, "t.yaml")
+
+
+def test_judges_have_outputs_for_the_classes_that_they_learn(many: dict[str, Any], prepared_digits: Path) -> None:
+    outputs = {}
+    for name, takes in {"private": {"public": 99}, "all": {"public": 99, "evaluation": 50}}.items():
+        many["folds"]["rules"] = [
+            {"from": {"classes": PRIVATE}, "take": {"evaluation": 50, "train": 100, "test": 50}},
+            {"from": {"classes": CONTROL}, "take": takes},
+        ]
+        plan = build_plan(resolve_experiment(many, "t.yaml"), prepared_digits, "t.yaml")
+        judge = plan.shared["evaluation"].config
+        outputs[judge["labels"]] = judge["num_classes"]
+        assert judge["labels"] == name and plan.data["evaluation_classes"] == judge["num_classes"]
+    assert outputs == {"private": len(PRIVATE), "all": 10}
+
+
+@pytest.mark.parametrize(
+    ("target", "judge", "second", "said"),
+    [
+        (
+            "resnet_cls",
+            "resnet_cls_h",
+            "mlp",
+            "evaluation.model: 'resnet_cls_h' is the same network as that of the target",
+        ),
+        ("mlp", "resnet_cls", "resnet_cls_h", "evaluation.second.model: .* as that of evaluation.model"),
+    ],
+)
+def test_one_network_under_two_names_is_refused(
+    plan: Callable[..., Plan], many: dict[str, Any], target: str, judge: str, second: str, said: str
+) -> None:
+    def model(name: str) -> dict[str, Any]:
+        return {"name": name, **({"hidden": [8]} if name == "mlp" else {"depth": 10, "width": 2, "embedding": 4})}
+
+    evaluation = {**many["evaluation"], "model": model(judge), "second": {"model": model(second)}}
+    with pytest.raises(ConfigError, match=said):
+        plan(data={"name": "digits", "image_size": 16}, model=model(target), evaluation=evaluation)
 
 
 def test_a_control_needs_as_many_classes_as_the_target(plan: Callable[..., Plan], many: dict[str, Any]) -> None:
@@ -165,6 +290,7 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
         found = {key.split("/", 2)[2]: value for key, value in none.metrics.items() if f"/{attack}/" in key}
         assert found.keys() >= {
             *("top1", "top1.second", "top1.control", "top1.unoptimized", "disagreement"),
+            *("top1.second.control", "top1.second.unoptimized"),
             *("knn2.evaluator", "knn2.evaluator.control", "feature2.evaluator", "fd.evaluator"),
             *("precision.k3", "recall.k5", "density.k5", "coverage.k3"),
         }
@@ -176,7 +302,13 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
     table = pq.read_table(io.BytesIO(store.read(judge, "judgements.parquet"))).to_pydict()
     assert table["class"] == [0, 0, 1, 1, 2, 2] and table["restart"] == [0, 1] * 3
     assert {"correct", "correct_second"} <= table.keys()
-    assert judge.summary["profile"]["shares_private_images"] is False
+    profile = judge.summary["profile"]
+    assert profile["shares_private_images"] is False
+    assert [profile[role] for role in ("evaluator", "second")] == [
+        next(item.stage.key for item in result.record.shared if item.role == role) for role in ("evaluation", "second")
+    ]
+    assert profile["real"]["per_class"] == 15 and profile["real"]["images"] == 45
+    assert profile["made"] == {"classes": 3, "per_class": 2}
     part = none.stages["inversion.clean.gmi.1"]
     tensors = load(store.read(store.manifest(part.kind, part.key), "reconstructions.safetensors"))
     assert tensors["images"].shape == (1, 2, 1, 8, 8) and tensors["images"].dtype == np.uint8

@@ -102,7 +102,8 @@ class TransferFreeze(Defense):
         """Return a `PartlyFrozen` around the model.
 
         Raises:
-            ConfigError: the model has no such layer, or no initial weights to keep.
+            ConfigError: the model has no such layer, or no initial weights to keep, or these did not fit a layer that
+                is to be frozen: it would stay random.
         """
         if self.config.source == "weights" and model.config.initial_weights is None:
             raise ConfigError(
@@ -111,7 +112,14 @@ class TransferFreeze(Defense):
             )
         classifier = super().build(model)
         assert isinstance(classifier, Classifier)
-        return PartlyFrozen(classifier, self.config.first_trainable)
+        network = PartlyFrozen(classifier, self.config.first_trainable)
+        random = sorted(name for name in network.frozen if name.startswith(classifier.left_as_drawn or ("\0",)))
+        if random:
+            raise ConfigError(
+                f"transfer_freeze: the initial weights hold nothing that fits {random[0]!r}, so it would be frozen at "
+                "random values; give weights for this image size, or an earlier defense.first_trainable"
+            )
+        return network
 
     def fit(self, state: TrainState, loop: TrainingLoop) -> nn.Module:
         """Take over the source's layers, train the late ones, and make sure that the frozen ones did not change.

@@ -70,6 +70,7 @@ class Classifier(nn.Module):
         self.input_shape = input_shape
         self.num_classes = num_classes
         self.head_dropout = SampleDropout()
+        self.left_as_drawn: tuple[str, ...] = ()
         self.register_buffer("_mean", _constant(config.mean, 0.0, input_shape), persistent=False)
         self.register_buffer("_std", _constant(config.std, 1.0, input_shape), persistent=False)
 
@@ -82,6 +83,7 @@ class Classifier(nn.Module):
 
         What is under one of `fresh_prefixes` is taken when all of it fits and stays as drawn otherwise. All else must
         be the same in `state` and here: names, shapes, and whether they hold floats; the dtype stays the model's.
+        `left_as_drawn` then says which prefixes were not taken.
 
         Raises:
             ConfigError: names the first three tensors that do not fit; the model is not changed.
@@ -99,6 +101,7 @@ class Classifier(nn.Module):
             )
         own.update({name: value for name, value in state.items() if not name.startswith(fresh)})
         self.load_state_dict(own)
+        self.left_as_drawn = fresh
 
     def normalize(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std for x (B, *dims) in [0, 1]."""

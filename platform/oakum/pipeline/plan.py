@@ -24,7 +24,7 @@ from oakum.weights import open_weights, weights_folder
 
 SHADOW_FOLDS = ("shadow_train", "shadow_test")
 _MAY_READ_TEST = frozenset({"answers", "gradients", "membership"})
-_ON_GPU = frozenset({"train", "prior", "inversion", "gradients"})
+_ON_GPU = frozenset({"train", "prior", "inversion", "judge", "gradients"})
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+from torch import nn
+
 from oakum.config import ConfigError
+from oakum.models.base import InputShape, same_architecture
 from oakum.pipeline.experiment import ChosenAttack, Experiment, Method, prior_for, resolve_method
 from oakum.pipeline.folds import FoldSet
 from oakum.pipeline.plan_models import ModelPlanner, Placement, StageMaker
@@ -51,12 +57,71 @@ class InversionPlanner:
         self._attacked = list(range(count))
         self.has_control = bool(experiment.inversion) and CONTROL_FOLD in first.rows
 
+    def _check(self) -> None:
+        """Refuse what would fail, or mean nothing, only after models and priors were trained."""
+        if len(self._private_classes) < 2:
+            raise ConfigError("attacks.inversion needs 2 private classes or more: a model of one tells nothing of it")
+        self._check_architectures()
+        for fold, reader in (
+            ("train", "reconstructions are compared with"),
+            (self._evaluation_fold, "judges learn from"),
+        ):
+            self._require_attacked_classes(fold, reader)
+        for attack in self._attacks():
+            label = prior_for(attack, self._experiment.priors, "attacks.inversion")
+            if label is not None:
+                attack.cls(attack.config).check(self._experiment.priors[label].config.latent_size)
+                self._refuse_private_classes("public")
+
+    def _check_architectures(self) -> None:
+        """Refuse judges that have, under whatever name, the network of the target or of each other."""
+        shape = InputShape(tuple(self._input_shape))
+        networks: dict[str, nn.Module] = {}
+        chosen = {
+            "the target": self._experiment.model,
+            "evaluation.model": self._experiment.evaluation_model,
+            "evaluation.second.model": self._experiment.second_model,
+        }
+        for place, method in chosen.items():
+            if method is None:
+                continue
+            with torch.device("meta"):
+                network = method.cls(method.config, shape, len(self._private_classes))
+            for other, known in networks.items():
+                if same_architecture(network, known):
+                    raise ConfigError(
+                        f"{place}: {method.name!r} is the same network as that of {other}; choose another architecture"
+                    )
+            networks[place] = network
+
+    def _require_attacked_classes(self, fold: str, reader: str) -> None:
+        for folds in self._folds.values():
+            attacked = [self._private_classes[index] for index in self._attacked]
+            missing = np.setdiff1d(attacked, folds.labels.y[folds.require(fold)])
+            if len(missing):
+                raise ConfigError(
+                    f"attacks.inversion: {reader} fold {fold!r}, which has no image of private class {missing[0]}; let "
+                    "`folds.rules` take more rows, or lower attacks.identities"
+                )
+
+    def _refuse_private_classes(self, fold: str) -> None:
+        """Refuse a public fold of private classes; where people are known, `folds` compares these instead."""
+        first = self._folds[0]
+        if first.labels.identity is not None:
+            return
+        shown = np.intersect1d(first.labels.y[first.require(fold)], self._private_classes)
+        if len(shown):
+            raise ConfigError(
+                f"fold {fold!r} has images of private class {shown[0]}: a prior would be shown what its attack has to "
+                "find out; let a rule of other classes take it"
+            )
+
     @property
     def evaluation_labels(self) -> str:
         """`private` where evaluation models know the private classes alone, else `all`."""
-        first, fold = self._folds[0], self._evaluation_fold
-        seen = set(first.labels.y[first.require(fold)].tolist())
-        return "private" if seen <= set(self._private_classes) and fold != "evaluation" else "all"
+        first = self._folds[0]
+        seen = set(first.labels.y[first.require(self._evaluation_fold)].tolist())
+        return "private" if seen <= set(self._private_classes) else "all"
 
     @property
     def evaluation_classes(self) -> int:
@@ -71,7 +136,13 @@ class InversionPlanner:
         return self._file.evaluation.fold
 
     def shared(self) -> dict[str, Stage]:
-        """Return the stages that cells share: evaluation models, and priors that serve every target."""
+        """Return the stages that cells share: evaluation models, and priors that serve every target.
+
+        Raises:
+            ConfigError: attacks, priors, judges and folds do not fit together.
+        """
+        if self._experiment.inversion:
+            self._check()
         stages: dict[str, Stage] = {}
         for name in self._judges():
             if self._evaluation_fold == "evaluation":
@@ -135,6 +206,8 @@ class InversionPlanner:
     def _evaluator(self, name: str, seed: int | None) -> Stage:
         model, training = self._judges()[name]
         folds, fold = self._folds[seed or 0], self._evaluation_fold
+        if training.recipe.select == "best_val":
+            folds.require("val")
         fold_of = {"train": fold, **({"val": "val"} if "val" in folds.rows else {})}
         role = (name,) if seed is None else (name, seed)
         config = {
@@ -196,7 +269,10 @@ class InversionPlanner:
         return Placement(part, self._folds[seed], fold_of, own, title)
 
     def _control(self, seed: int) -> Stage:
-        """Return an undefended model of people whom the attacks are not about."""
+        """Return an undefended model of people whom the attacks are not about, trained by the target's recipe.
+
+        It has no validation images: with `select: best_val` its last epoch is released.
+        """
         own = derive_seed(self._file.experiment_seed, "control", seed)
         folds = self._folds[seed]
         if len(folds.control_classes) != len(self._private_classes):
@@ -204,8 +280,17 @@ class InversionPlanner:
                 f"fold {CONTROL_FOLD!r} has {len(folds.control_classes)} classes; the control needs as many as there "
                 f"are private ones ({len(self._private_classes)})"
             )
+        recipe, count = self._file.recipe, len(folds.require(CONTROL_FOLD))
+        if recipe.drop_last and count < recipe.batch_size:
+            raise ConfigError(
+                f"recipe: drop_last leaves the control no batch: fold {CONTROL_FOLD!r} has {count} samples, batch_size "
+                f"is {recipe.batch_size}; let it take more rows, or remove drop_last"
+            )
         placement = Placement("evaluation", folds, {"train": CONTROL_FOLD}, own, f"control/{seed}", labels="control")
-        return self._models.model(self._none, placement).stage
+        stage = self._models.model(self._none, placement).stage
+        if recipe.select == "last":
+            return stage
+        return replace(stage, config={**stage.config, "recipe": {**stage.config["recipe"], "select": "last"}})
 
     def _reconstructions(self, attack: ChosenAttack, inputs: dict[str, Stage], seed: int, title: str) -> list[Stage]:
         size = self._file.attacks.classes_per_task or len(self._attacked)
@@ -219,7 +304,7 @@ class InversionPlanner:
         for number, classes in enumerate(chunks):
             config = {
                 "attack": document,
-                "seed": derive_seed(self._file.experiment_seed, f"attack/{attack.name}", seed),
+                "seed": derive_seed(self._file.experiment_seed, f"attack/{attack.cls.draws_of or attack.name}", seed),
                 "classes": classes,
                 "num_classes": len(self._private_classes),
             }

@@ -54,9 +54,11 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 def attack(networks, classes=(0, 1, 2), seed: int = SEED, access: Access = Access.WEIGHTS, **settings) -> Tensor:
     generator, classifier = networks
+    family = settings.get("family", "gaussian")
+    of_family = {"flow": {"flow_steps": 2, "flow_levels": 2, "flow_width": 4}, "mixture": {"components": 3}}
     config = {
-        "steps": 8, "restarts": 3, "batch": 4, "flow_steps": 2, "flow_levels": 2, "flow_width": 4, "components": 3,
-        "family": "gaussian", "learning_rate": 0.01, **settings,
+        "steps": 8, "restarts": 3, "batch": 4, "family": family, "learning_rate": 0.01,
+        **of_family.get(family, {}), **settings,
     }  # fmt: skip
     knowledge = Knowledge(seed=seed, generator=generator, latent_size=LATENTS)
     target = Target(lambda: classifier, access, CLASSES)
@@ -250,6 +252,13 @@ def test_a_latent_that_does_not_suit_the_flow_is_refused(networks) -> None:
         attack(networks, family="flow", flow_levels=4)
 
 
+def test_a_plan_can_ask_before_whether_a_latent_suits() -> None:
+    with pytest.raises(ConfigError, match="latent has 50: lower flow_levels"):
+        VMI(VMI.Config(family="flow", flow_levels=3)).check(50)
+    VMI(VMI.Config(family="flow", flow_levels=2)).check(50)
+    VMI(VMI.Config(family="gaussian")).check(50)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_classes_give_no_reconstructions(networks, family: str) -> None:
     assert attack(networks, classes=(), family=family).shape == (0, 3, 1, 4, 4)
@@ -268,3 +277,22 @@ def test_the_defaults_are_the_published_ones() -> None:
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):
         validate(VMI.Config, bad, "attack")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"family": "gaussian", "flow_levels": 2}, "flow_levels has no effect with family gaussian"),
+        ({"family": "flow", "components": 3}, "components has no effect with family flow"),
+        ({"optimizer": "adam", "momentum": 0.5}, "momentum has no effect with optimizer adam"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        validate(VMI.Config, settings, "attack")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_that_were_written_out_are_read_again(family: str) -> None:
+    config = VMI.Config(family=family, optimizer="adam")
+    assert validate(VMI.Config, config.model_dump(mode="json"), "attack") == config

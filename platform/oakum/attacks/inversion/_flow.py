@@ -28,6 +28,21 @@ def standard_normal_log_density(x: Tensor) -> Tensor:
     return -0.5 * (x.square().sum(-1) + x.shape[-1] * math.log(2 * math.pi))
 
 
+def require_halvings(size: int, levels: int) -> int:
+    """Return how often a flow of `levels` levels halves a latent of `size` numbers.
+
+    Raises:
+        ConfigError: it cannot be halved so often.
+    """
+    halvings = levels - 1
+    if size % (1 << halvings) or size >> halvings < 2:
+        raise ConfigError(
+            f"a flow of {levels} levels halves the latent {halvings} times and needs 2 or more numbers at the "
+            f"top, but the latent has {size}: lower flow_levels"
+        )
+    return halvings
+
+
 class FlowBank(nn.Module):
     """F independent Glow flows: F = len(streams) * flows_per_stream, ordered by stream.
 
@@ -60,12 +75,7 @@ class FlowBank(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        halvings = levels - 1
-        if size % (1 << halvings) or size >> halvings < 2:
-            raise ConfigError(
-                f"a flow of {levels} levels halves the latent {halvings} times and needs 2 or more numbers at the "
-                f"top, but the latent has {size}: lower flow_levels"
-            )
+        halvings = require_halvings(size, levels)
         self.size = size
         self.top_size = size >> halvings
         draw = _Draw(streams, flows_per_stream)

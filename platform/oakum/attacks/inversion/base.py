@@ -21,6 +21,7 @@ class InversionAttack:
         prior_networks: the networks that the prior must have. An experiment's first prior that has them is taken.
         prior_of: which target a prior with `needs_target` was trained against: `target` is the attacked one,
             `undefended` the undefended model of the same seed.
+        draws_of: the attack whose seed this one takes, so that a variant of it starts and draws alike; "": its own.
         source: the paper.
         version: see `Defense.version`.
     """
@@ -30,6 +31,7 @@ class InversionAttack:
     needs_prior: ClassVar[bool] = True
     prior_networks: ClassVar[tuple[str, ...]] = ("generator",)
     prior_of: ClassVar[Literal["target", "undefended"]] = "target"
+    draws_of: ClassVar[str] = ""
     version: ClassVar[int | None] = None
 
     class Config(FrozenConfig):
@@ -49,6 +51,13 @@ class InversionAttack:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def check(self, latent_size: int) -> None:
+        """Refuse a prior with latents of this size; called when the plan is made, before any work.
+
+        Raises:
+            ConfigError: the attack cannot search such latents.
+        """
 
     def reconstruct(self, target: Target, classes: Tensor, knowledge: Knowledge) -> Tensor:
         """Return reconstructions (T, M, C, H, W) float32 in [0, 1] on the CPU: M for each of T target classes.

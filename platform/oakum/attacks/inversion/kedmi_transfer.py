@@ -26,6 +26,7 @@ class KEDMITransfer(KEDMI):
         link="https://arxiv.org/abs/2010.04092",
     )
     prior_of: ClassVar[Literal["target", "undefended"]] = "undefended"
+    draws_of: ClassVar[str] = "kedmi"
 
     class Config(KEDMI.Config):
         """Settings of KED-MI."""

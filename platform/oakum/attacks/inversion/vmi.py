@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from oakum.attacks.access import Access, Knowledge, Target, device_of
+from oakum.attacks.inversion._flow import require_halvings
 from oakum.attacks.inversion._latent_search import frozen, require_finite
 from oakum.attacks.inversion._variational_families import Family, Flows, Gaussians, Mixtures
 from oakum.attacks.inversion.base import InversionAttack
@@ -19,6 +20,7 @@ from oakum.seeding import derive_seed, torch_generator
 
 _FINITE_CHECK_EVERY = 50
 _LAYERED = ("layered_gaussian", "flow")
+_OF_FLOWS = ("flow_steps", "flow_levels", "flow_width")
 
 
 @runtime_checkable
@@ -99,7 +101,24 @@ class VMI(InversionAttack):
         flow_width: int = Field(default=100, ge=1)
         family_precision: Literal["float32", "float64"] = "float64"
 
+        @model_validator(mode="after")
+        def _refuse_options_without_effect(self) -> Self:
+            unused = {
+                **({} if self.optimizer == "sgd" else {"momentum": "optimizer adam"}),
+                **({} if self.family == "mixture" else {"components": f"family {self.family}"}),
+                **({} if self.family == "flow" else dict.fromkeys(_OF_FLOWS, f"family {self.family}")),
+            }
+            for name, chosen in unused.items():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect with {chosen}; remove it")
+            return self
+
     config: Config
+
+    def check(self, latent_size: int) -> None:
+        """Refuse latents that a flow of so many levels cannot halve."""
+        if self.config.family == "flow":
+            require_halvings(latent_size, self.config.flow_levels)
 
     def reconstruct(self, target: Target, classes: Tensor, knowledge: Knowledge) -> Tensor:
         """Return reconstructions (T, restarts, C, H, W), float32 in [0, 1], on the CPU.

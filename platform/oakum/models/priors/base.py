@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +12,6 @@ from torch import Tensor, nn
 from oakum.config import FrozenConfig
 from oakum.models.base import InputShape
 from oakum.registry import Source
-
-
-@dataclass
-class PriorProgress:
-    """What a prior's training reports: history rows `{"step": int, name: float, ...}`."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Prior:

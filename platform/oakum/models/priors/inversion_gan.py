@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from oakum.config import ConfigError
@@ -73,6 +73,15 @@ class InversionGAN(Prior):
         entropy_reduction: Literal["sum", "mean"] = "sum"
         precision: Literal["float32", "bfloat16"] = "float32"
         log_every: int = Field(default=100, ge=1)
+
+        @model_validator(mode="after")
+        def _generator_learns(self) -> Self:
+            if self.discriminator_updates < self.discriminator_per_generator:
+                raise ValueError(
+                    f"discriminator_updates {self.discriminator_updates} is less than discriminator_per_generator "
+                    f"{self.discriminator_per_generator}: the generator would never be trained"
+                )
+            return self
 
     config: Config
 

@@ -47,6 +47,20 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Leakless:
+    """What is made without attacking the target.
+
+    Attributes:
+        control: the same attack's reconstructions of a model of other people; None without a control.
+        unoptimized: (U, C, H, W) the prior's samples before any search; None without a prior. A prior that is trained
+            against the target has learned from it.
+    """
+
+    control: Made | None
+    unoptimized: Tensor | None
+
+
+@dataclass(frozen=True)
 class Opinion:
     """What an evaluation model says about images: log-probabilities (N, K) and features (N, F), float64."""
 
@@ -58,7 +72,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """Judge reconstructions by the evaluation models and feature networks; payload: `judgements.parquet`."""
     made, unoptimized = _made(context, "inversion")
     assert made is not None
-    control, _ = _made(context, "control")
+    leakless = Leakless(_made(context, "control")[0], unoptimized)
     real_images, real_classes = _real(context, made.wanted)
     evaluator = _judge_model(context, "evaluator")
     mine, real = _opinion(evaluator, made.images, context), _opinion(evaluator, real_images, context)
@@ -68,24 +82,30 @@ def run(context: StageContext) -> dict[str, Any]:
     if mine.scores.shape[1] >= metrics.MIN_TOP5_CLASSES:
         found["top5"] = metrics.attack_accuracy(mine.scores, made.wanted, k=5)
     if "second" in context.task.inputs:
-        other = _opinion(_judge_model(context, "second"), made.images, context)
+        second = _judge_model(context, "second")
+        other = _opinion(second, made.images, context)
         found["top1.second"] = metrics.attack_accuracy(other.scores, made.wanted)
+        found |= _floors(second, "top1.second", leakless, made.wanted, context)[0]
         hits["correct_second"] = metrics.is_hit(other.scores, made.wanted)
         found["disagreement"] = metrics.disagreement(hits["correct"], hits["correct_second"])
-    if control is not None:
-        opinion = _opinion(evaluator, control.images, context)
-        found["top1.control"] = metrics.attack_accuracy(opinion.scores, control.wanted)
+    floors, of_control = _floors(evaluator, "top1", leakless, made.wanted, context)
+    found |= floors
+    if leakless.control is not None and of_control is not None:
         found["knn2.evaluator.control"] = metrics.knn_distance(
-            opinion.features, control.wanted, real.features, real_classes
+            of_control.features, leakless.control.wanted, real.features, real_classes
         )
-    if unoptimized is not None:
-        found["top1.unoptimized"] = _unsearched(_opinion(evaluator, unoptimized, context), np.unique(made.wanted))
-    for name, extra, accepted in _by_extractors(context, made, real_images, real_classes):
+    for name, extra, accepted in _by_extractors(context, made, leakless.control, real_images, real_classes):
         found |= extra
         if accepted is not None:
             hits[f"correct_{name}"] = accepted
     _write(context, made, mine, hits)
-    return {"metrics": {name: value.to_json() for name, value in found.items()}, "profile": _profile(context)}
+    return {
+        "metrics": {name: value.to_json() for name, value in found.items()},
+        "profile": {
+            **_profile(context, made, len(real_images)),
+            "accuracy_on_real": float(metrics.is_hit(real.scores, real_classes).mean()),
+        },
+    }
 
 
 def _made(context: StageContext, kind: str) -> tuple[Made | None, Tensor | None]:
@@ -111,13 +131,12 @@ def _made(context: StageContext, kind: str) -> tuple[Made | None, Tensor | None]
 
 def _real(context: StageContext, wanted: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
     """Return the training images of the attacked classes, the first `real_per_class` of each."""
-    config = context.task.config
-    points = context.folds.points("train", labels=config["labels"])
-    y = points.y.numpy()
+    config, folds = context.task.config, context.folds
+    rows = folds.require("train")
+    y = folds.labels.y[rows] if config["labels"] == "all" else folds.class_index(rows, config["labels"])
     most = config["real_per_class"]
-    kept = [np.flatnonzero(y == label)[:most] for label in np.unique(wanted)]
-    rows = np.sort(np.concatenate(kept))
-    return points.x[torch.from_numpy(rows)], y[rows]
+    kept = np.sort(np.concatenate([np.flatnonzero(y == label)[:most] for label in np.unique(wanted)]))
+    return folds.samples.tensor(rows[kept]), y[kept]
 
 
 def _judge_model(context: StageContext, name: str) -> nn.Module:
@@ -156,6 +175,21 @@ def _against_real(
     return found
 
 
+def _floors(
+    evaluator: nn.Module, column: str, leakless: Leakless, wanted: NDArray[np.int64], context: StageContext
+) -> tuple[dict[str, MetricValue], Opinion | None]:
+    """Return the floors of a model's top-1, by name, and what it says of the control."""
+    found: dict[str, MetricValue] = {}
+    of_control = None
+    if leakless.control is not None:
+        of_control = _opinion(evaluator, leakless.control.images, context)
+        found[f"{column}.control"] = metrics.attack_accuracy(of_control.scores, leakless.control.wanted)
+    if leakless.unoptimized is not None:
+        opinion = _opinion(evaluator, leakless.unoptimized, context)
+        found[f"{column}.unoptimized"] = _unsearched(opinion, np.unique(wanted))
+    return found, of_control
+
+
 def _unsearched(opinion: Opinion, wanted: NDArray[np.int64]) -> MetricValue:
     """Return how often a sample that was never optimized shows an attacked class, on average over these classes."""
     said = opinion.scores.argmax(axis=1)
@@ -163,7 +197,7 @@ def _unsearched(opinion: Opinion, wanted: NDArray[np.int64]) -> MetricValue:
 
 
 def _by_extractors(
-    context: StageContext, made: Made, real: Tensor, real_classes: NDArray[np.int64]
+    context: StageContext, made: Made, control: Made | None, real: Tensor, real_classes: NDArray[np.int64]
 ) -> list[tuple[str, dict[str, MetricValue], NDArray[np.bool_] | None]]:
     results = []
     for entry in context.task.config["extractors"]:
@@ -174,7 +208,8 @@ def _by_extractors(
                 f"`oakum weights prepare {entry['method']['name']}` on every node"
             )
         network = network.to(context.device)
-        results.append((entry["method"]["name"], *_by_extractor(extractor, network, made, real, real_classes, context)))
+        judged = _by_extractor(extractor, network, made, control, real, real_classes)
+        results.append((entry["method"]["name"], *judged))
     return results
 
 
@@ -182,13 +217,11 @@ def _by_extractor(
     extractor: Any,
     network: nn.Module,
     made: Made,
+    control: Made | None,
     real: Tensor,
     real_classes: NDArray[np.int64],
-    context: StageContext,
 ) -> tuple[dict[str, MetricValue], NDArray[np.bool_] | None]:
-    mine, theirs = (
-        extract_features(network, images.to(context.device)).double().cpu().numpy() for images in (made.images, real)
-    )
+    mine, theirs = (extract_features(network, images).double().numpy() for images in (made.images, real))
     found = {extractor.profile: metrics.frechet_distance(mine, theirs)}
     if not extractor.recognizes:
         return found, None
@@ -196,6 +229,10 @@ def _by_extractor(
     hits = metrics.recognized(mine, made.wanted, theirs, real_classes)
     found[f"top1.{name}"] = metrics.recognition(mine, made.wanted, theirs, real_classes)
     found[f"knn2.{name}"] = metrics.knn_distance(mine, made.wanted, theirs, real_classes)
+    if control is not None:
+        other = extract_features(network, control.images).double().numpy()
+        found[f"top1.{name}.control"] = metrics.recognition(other, control.wanted, theirs, real_classes)
+        found[f"knn2.{name}.control"] = metrics.knn_distance(other, control.wanted, theirs, real_classes)
     return found, hits
 
 
@@ -211,13 +248,21 @@ def _write(context: StageContext, made: Made, mine: Opinion, hits: dict[str, NDA
     pq.write_table(pa.table(table), context.output / "judgements.parquet")
 
 
-def _profile(context: StageContext) -> dict[str, Any]:
-    """Return what must be equal for two judgements to be comparable."""
-    config = context.task.config
+def _profile(context: StageContext, made: Made, real: int) -> dict[str, Any]:
+    """Return what must be equal for two judgements to be comparable; `real` counts the real images."""
+    task = context.task
     evaluator = context.input("evaluator")
+    classes = len(np.unique(made.wanted))
     return {
         "evaluator": evaluator.key,
+        "second": task.inputs["second"].key if "second" in task.inputs else None,
         "shares_private_images": "train" in evaluator.key_document["folds"],
-        "real": {"fold": "train", "per_class": config["real_per_class"]},
-        "extractors": [entry["method"]["name"] for entry in config["extractors"]],
+        "real": {
+            "fold": "train",
+            "digest": task.folds["train"],
+            "per_class": task.config["real_per_class"],
+            "images": real,
+        },
+        "made": {"classes": classes, "per_class": len(made.wanted) // classes},
+        "extractors": {entry["method"]["name"]: entry["weights"] for entry in task.config["extractors"]},
     }
