@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,22 +31,9 @@ from oakum.session import Home, RunOptions, make_plan, run
 from oakum.store import Manifest, Store
 from oakum.training import loop
 
-SPACES = Path(__file__).parents[2] / "search_spaces"
 NAMES = list(registry.available("defenses"))
-# Settings that change the cost of a defense and nothing else of what is promised here.
-QUICK = {"selena": {"teachers": 4, "left_out": 2}, "memguard": {"detector_epochs": 10}}
 CLASSES = 5
 PRIVATE = {"train": 100, "test": 120, "val": 40, "canary": 60}
-
-
-def example(name: str) -> dict[str, Any]:
-    """Return settings of a defense: its defaults, or the first point of its search space's grid."""
-    try:
-        validate(registry.load("defenses", name).Config, {}, name)
-    except ConfigError:
-        point = yaml.safe_load((SPACES / f"{name}.yaml").read_text())["grid"][0]
-        return {"name": name, **{key.removeprefix("defense."): value for key, value in point.items()}}
-    return {"name": name, **QUICK.get(name, {})}
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,12 @@ class Contract:
 
 
 @pytest.fixture(scope="module")
-def contract(tmp_path_factory: pytest.TempPathFactory, finished: Any, prepared_digits: Path) -> Contract:
+def contract(
+    tmp_path_factory: pytest.TempPathFactory,
+    finished: Any,
+    prepared_digits: Path,
+    example: Callable[[str], dict[str, Any]],
+) -> Contract:
     folder = tmp_path_factory.mktemp("contract")
     data = yaml.safe_load(finished.file.read_text())
     data |= {"name": "contract", "settings": {name: example(name) for name in NAMES}}
@@ -217,7 +210,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_at_once_whether_it_can_serve_a_model(name: str) -> None:
+def test_it_says_at_once_whether_it_can_serve_a_model(name: str, example: Callable[[str], dict[str, Any]]) -> None:
     class Tapless(MLP):
         tap_names = ()
 

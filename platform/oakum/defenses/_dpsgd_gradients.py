@@ -48,6 +48,20 @@ class PoissonSampling:
             yield is_in.nonzero().flatten()
 
 
+@dataclass(frozen=True)
+class _GhostLoss:
+    """What the training loop asks of a loss: Opacus's two backward passes, and the number to show."""
+
+    passes: Any
+    shown: Tensor
+
+    def backward(self) -> None:
+        self.passes.backward()
+
+    def detach(self) -> Tensor:
+        return self.shown
+
+
 class PrivateGradients:
     """Replaces a state's optimizer by one that steps along clipped, summed and noised per-sample gradients.
 
@@ -101,20 +115,23 @@ class PrivateGradients:
         state.optimizer = self._optimizer
 
     def loss(self, state: TrainState, batch: Batch) -> Any:
-        """Return the mean cross-entropy over this rank's rows; its `backward` leaves what the optimizer clips.
+        """Return the mean cross-entropy over the global batch; its `backward` leaves what the optimizer clips.
 
-        The noise of the step that follows depends on (seed, step) alone. A batch without rows has loss 0, and its
-        step adds noise to nothing.
+        The noise of the step that follows depends on (seed, step) alone. A global batch without rows has loss 0, and
+        its step adds noise to nothing.
         """
         self._generator.manual_seed(derive_seed(state.seed, "noise", state.step))
         if not len(batch.y):
             return self._nothing(state, batch)
         losses = F.cross_entropy(state.forward(batch.x), batch.y, reduction="none")
-        if not self._is_ghost:
-            return losses.mean()
-        from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+        shown = state.batch_mean(losses.detach())
+        if self._is_ghost:
+            from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
-        return DPTensorFastGradientClipping(self._hooks, self._optimizer, losses)
+            return _GhostLoss(DPTensorFastGradientClipping(self._hooks, self._optimizer, losses), shown)
+        # Opacus takes back a mean over this rank's rows; the difference is exactly 0.
+        own = losses.mean()
+        return shown + (own - own.detach())
 
     def close(self) -> None:
         """Remove all hooks and per-sample gradients from the model."""
@@ -130,7 +147,7 @@ class PrivateGradients:
             else:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
         state.last_logits = batch.x.new_zeros((0, state.num_classes))
-        return batch.x.new_zeros(()).requires_grad_()
+        return state.batch_mean(batch.x.new_zeros(0)).requires_grad_()
 
     def _sum_over_workers(self, optimizer: Any) -> None:
         for parameter in optimizer.params:

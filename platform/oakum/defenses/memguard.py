@@ -146,9 +146,7 @@ class MemGuard(Defense):
         """
         module = loop.run(state, self.loss)
         assert isinstance(module, GuardedClassifier)
-        members, others = (
-            _probabilities(module.classifier, data, state.device) for data in (loop.train, loop.folds[REFERENCE])
-        )
+        members, others = (_probabilities(module, data, state.device) for data in (loop.train, loop.folds[REFERENCE]))
         train_detector(
             module.detector,
             members,
@@ -183,6 +181,7 @@ def _detector_accuracy(detector: nn.Module, members: Tensor, others: Tensor) -> 
     return MetricValue(accuracy, note=note)
 
 
-def _probabilities(module: nn.Module, data: LabeledData, device: torch.device) -> Tensor:
-    """Return float32 probabilities (N, C)."""
-    return predict_log_probabilities(module, data.x.to(device)).exp().float()
+def _probabilities(guarded: GuardedClassifier, data: LabeledData, device: torch.device) -> Tensor:
+    """Return the classifier's probabilities (N, C) in the detector's dtype."""
+    probabilities = predict_log_probabilities(guarded.classifier, data.x.to(device)).exp()
+    return probabilities.to(next(guarded.detector.parameters()).dtype)

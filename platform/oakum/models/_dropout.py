@@ -27,5 +27,5 @@ class SampleDropout(nn.Module):
             return x
         if self.keys is None or len(self.keys) != len(x):
             raise RuntimeError("dropout needs one key for each sample: set `keys` before a forward pass in training")
-        kept = keyed_uniform(self.keys, x[0].numel()).view_as(x) >= self.rate
+        kept = keyed_uniform(self.keys, x.shape[1:].numel()).view_as(x) >= self.rate
         return x * kept.to(x.dtype) / (1 - self.rate)

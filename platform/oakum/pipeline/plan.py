@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from oakum.config import ConfigError
 from oakum.models.base import InputShape
@@ -145,9 +146,10 @@ class _Planner:
         shape = InputShape(tuple(self.input_shape))
         for label, method in self.experiment.settings.items():
             try:
-                method.cls(method.config).build(model.cls(model.config, shape, len(self.private_classes)))
+                network = method.cls(method.config).build(model.cls(model.config, shape, len(self.private_classes)))
             except ConfigError as error:
                 raise ConfigError(f"{self.where}: settings.{label}: {error}") from error
+            self.warnings += self._batch_norm_warnings(label, network)
         if self.experiment.evaluation_model is not None:
             other = self.experiment.evaluation_model
             other.cls(other.config, shape, len(self.private_classes))
@@ -162,6 +164,16 @@ class _Planner:
             self._require_a_batch(evaluation.recipe, evaluation.fold, "evaluation.recipe")
             if evaluation.second is not None:
                 self._require_a_batch(evaluation.second.recipe, evaluation.fold, "evaluation.second.recipe")
+
+    def _batch_norm_warnings(self, label: str, network: nn.Module) -> list[str]:
+        workers = self.file.execution.workers
+        normalizes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+        if workers == 1 or self.file.recipe.batch_norm == "global" or not normalizes:
+            return []
+        return [
+            f"settings.{label}: each of {workers} workers normalizes its own part of a batch, so results depend on "
+            "their number; set recipe.batch_norm: global"
+        ]
 
     def _check_folds(self, first: FoldSet) -> None:
         """Refuse folds that the asked-for attacks or recipe cannot do without; warn of classes that are missing."""

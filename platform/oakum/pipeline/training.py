@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from oakum.config import ConfigError, validate
 from oakum.pipeline.context import StageContext, StoreCheckpointer, build_defense, build_model
 from oakum.seeding import derive_seed
+from oakum.training.batch_norm import use_global_statistics
 from oakum.training.collective import Collective
 from oakum.training.loop import LabeledData, TrainingLoop
 from oakum.training.optimizers import autocast_dtype, build_optimizer, build_scheduler
@@ -25,17 +26,8 @@ TEACHER = "teacher."
 
 
 def train_model(context: StageContext) -> tuple[nn.Module, TrainingLoop]:
-    """Train (or resume) the stage's model; return the selected module on the CPU and the finished loop.
-
-    In an initialized process group every rank calls this and gets equal weights; only rank 0 keeps checkpoints.
-    """
+    """Train (or resume) the stage's model; return the selected module on the CPU and the finished loop."""
     config = context.task.config
-    recipe = validate(Recipe, config["recipe"], "recipe")
-    defense = build_defense(config["defense"])
-    state = initial_state(config, recipe, context.device, _initial_weights(context))
-    state = defense.prepare(state)
-    if state.collective.world_size > 1 and not state.reduces_gradients:
-        state.model = DistributedDataParallel(state.model)
     folds = {role: context.folds.labeled(fold, config["labels"]) for role, fold in config["folds"].items()}
     train, val = folds.pop("train"), folds.pop("val", None)
     loop = TrainingLoop(
@@ -48,13 +40,27 @@ def train_model(context: StageContext) -> tuple[nn.Module, TrainingLoop]:
             if name.startswith(TEACHER)
         },
         snapshots=tuple(config.get("snapshots", ())),
-        recipe=recipe,
+        recipe=validate(Recipe, config["recipe"], "recipe"),
         checkpointer=StoreCheckpointer(
             context.store, context.task.key, context.scratch, context.settings.checkpoint_seconds
         ),
     )
+    return fit(config, loop, context.device, _initial_weights(context)).cpu(), loop
+
+
+def fit(
+    config: dict[str, Any], loop: TrainingLoop, device: torch.device, initial: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """Train (or resume) the network of a training's configuration in `loop`, and return it.
+
+    In an initialized process group every rank calls this and gets equal weights; only rank 0 keeps checkpoints.
+    """
+    defense = build_defense(config["defense"])
+    state = defense.prepare(initial_state(config, loop.recipe, device, initial))
+    if state.collective.world_size > 1 and not state.reduces_gradients:
+        state.model = DistributedDataParallel(state.model)
     module: nn.Module = defense.fit(state, loop)
-    return module.cpu(), loop
+    return module
 
 
 def _own_rows(train: LabeledData, rows: dict[str, Any] | None) -> LabeledData:
@@ -86,6 +92,9 @@ def initial_state(
     if initial is not None:
         classifier.load_initial(initial)
     model = build_defense(config["defense"]).build(classifier).to(device)
+    collective = Collective.current()
+    if recipe.batch_norm == "global" and collective.world_size > 1:
+        use_global_statistics(model, collective)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -96,7 +105,7 @@ def initial_state(
         num_classes=config["num_classes"],
         seed=config["seed"],
         device=device,
-        collective=Collective.current(),
+        collective=collective,
         autocast_dtype=autocast_dtype(recipe),
         channels_last=recipe.channels_last,
     )

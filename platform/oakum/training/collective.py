@@ -35,6 +35,16 @@ class Collective:
         dist.all_reduce(total)
         return total
 
+    def sum_with_gradient(self, value: Tensor) -> Tensor:
+        """Return the sum of `value` over all ranks; gradients flow to each rank's own value.
+
+        The gradient that reaches a value is the sum over ranks of the gradients that each rank's loss has for the sum.
+        """
+        if self.world_size == 1:
+            return value
+        total: Tensor = _Sum.apply(value)
+        return total
+
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks, concatenated in rank order; gradients flow to each rank's own rows.
 
@@ -49,6 +59,20 @@ class Collective:
         counts = [int(size) for size in sizes]
         gathered: Tensor = _GatherRows.apply(rows, counts, self.rank)
         return gathered
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):  # type: ignore[no-untyped-def]
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class _GatherRows(torch.autograd.Function):

@@ -68,6 +68,9 @@ class LabeledData:
 class TrainingLoop:
     """Runs a loss over the training fold for the recipe's epochs.
 
+    With several workers each rank's loss is that of its shard, scaled so that the average over ranks is the loss of the
+    global batch (`TrainState.batch_mean`).
+
     Attributes:
         train: the training fold (with planted canaries, if any).
         val: the validation fold, or None; it never changes the weights.
@@ -233,10 +236,10 @@ def _copy_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class _Totals:
-    """Sums of one epoch, kept as tensors so that no step waits for the device."""
+    """Numbers of this rank's steps in one epoch, kept as tensors so that no step waits for the device."""
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None
+        self._steps: list[Tensor] = []
 
     def add(self, value: Tensor, logits: Tensor | None, y: Tensor) -> None:
         count = float(y.shape[0])
@@ -244,14 +247,18 @@ class _Totals:
         if logits is not None:
             cross_entropy = F.cross_entropy(logits.double(), y, reduction="sum")
             correct = (logits.argmax(dim=1) == y).sum().double()
-        row = torch.stack([value.detach().double() * count, cross_entropy, correct, correct.new_tensor(count)])
-        self.sums = row if self.sums is None else self.sums + row
+        self._steps.append(torch.stack([value.detach().double(), cross_entropy, correct, correct.new_tensor(count)]))
 
     def summary(self, state: TrainState) -> dict[str, Any]:
-        """Return the epoch's means over all ranks; a loss that is not finite is None."""
-        if self.sums is None:
+        """Return the epoch's means over the samples of all ranks; a loss that is not finite is None.
+
+        The loss of a global batch is the average of what the ranks minimized.
+        """
+        if not self._steps:
             return {"train/loss": 0.0, "train/cross_entropy": 0.0, "train/accuracy": 0.0}
-        loss, cross_entropy, correct, count = state.collective.sum(self.sums).tolist()
+        values, *counted = state.collective.sum(torch.stack(self._steps)).unbind(dim=1)
+        losses = values / state.collective.world_size * counted[-1]
+        loss, cross_entropy, correct, count = (float(column.sum()) for column in (losses, *counted))
         if not count:
             return {"train/loss": 0.0, "train/cross_entropy": 0.0, "train/accuracy": 0.0}
         finite = loss == loss and abs(loss) != float("inf")

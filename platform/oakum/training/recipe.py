@@ -12,7 +12,10 @@ from oakum.config import FrozenConfig
 class Recipe(FrozenConfig):
     """Optimizer, schedule and precision of one training.
 
-    The batch size is the global one: more workers never change it.
+    The batch size is the global one: more workers never change it. Nor do they change results, but by rounding, where
+    the model has no batch normalization or `batch_norm` is `global`. With `local` they do: each worker normalizes with
+    the statistics of its own rows, as data-parallel training commonly does, the first worker's running statistics are
+    released, and a batch normalization of rows of features fails on a worker that has a single one.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -35,6 +38,11 @@ class Recipe(FrozenConfig):
     gamma: float = Field(default=0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 means autocast")
     channels_last: bool = False
+    batch_norm: Literal["local", "global"] = Field(
+        default="local",
+        description="whose rows give the statistics of batch normalization in training: each worker's own, or the "
+        "global batch's; the same with one worker",
+    )
     augmentation: tuple[Literal["crop", "flip", "cutout"], ...] = Field(
         default=(),
         description="crop: a random window after padding 4 pixels; flip: left to right; cutout: a square of half the "

@@ -78,13 +78,14 @@ class TrainState:
     def batch_mean(self, losses: Tensor) -> Tensor:
         """Return the mean of per-sample losses (B,) over the global batch.
 
-        With several workers the result is scaled so that gradients averaged over ranks are those of the global
-        mean, whatever the sizes of the shards.
+        With several workers the result is scaled so that its average over ranks is the global mean, and gradients
+        averaged over ranks are those of the global mean, whatever the sizes of the shards. Every rank has to ask for
+        it, also one without samples. A global batch without samples has mean 0.
         """
         if self.collective.world_size == 1:
-            return losses.mean()
+            return losses.mean() if len(losses) else losses.sum()
         count = self.collective.sum(losses.new_tensor(float(losses.shape[0])))
-        return losses.sum() * self.collective.world_size / count
+        return losses.sum() * self.collective.world_size / count.clamp(min=1)
 
     def _call(self, x: Tensor, with_taps: bool):  # type: ignore[no-untyped-def]
         if self.channels_last and x.dim() == 4:
