@@ -67,8 +67,10 @@ _PRELOADED = [
     "mlflow.tracking.client",
     "torch._dynamo",
 ]
+# A shell gives its background jobs an ignored SIGINT, which the tests' own processes would inherit.
 _COMMAND = """
-import os, resource, sys
+import os, resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in removed:
     os.environ.pop(name, None)
 os.environ.update(environment)

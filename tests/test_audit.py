@@ -301,7 +301,8 @@ def test_model_options_reach_the_model(audit: Command, folder: Path, tmp_path: P
     right = json.loads(audit(*target(folder, weights=tmp_path / "w.pt"), *options, *normalization).out)
     logits = module(torch.from_numpy(x)).argmax(1).numpy()
     assert right["utility"]["member_accuracy"]["value"] == pytest.approx(float((logits == y).mean()))
-    assert right["model"]["options"] == {"mean": [0.25], "std": [0.5], "hidden": [32], "activation": "relu"}
+    expected = {"mean": [0.25], "std": [0.5], "initial_weights": None, "hidden": [32], "activation": "relu"}
+    assert right["model"]["options"] == expected
     assert plain["attacks"] != right["attacks"]
 
 
