@@ -144,5 +144,5 @@ def _copied(value: Any) -> Any:
 
 
 def test_divergence_names_the_step() -> None:
-    with pytest.raises(ArithmeticError, match=r"diverged at step \d"):
+    with pytest.raises(ArithmeticError, match=r"diverged at update \d"):
         train(learning_rate=1e30)

@@ -275,7 +275,7 @@ def test_without_minibatch_discrimination_there_is_no_projection() -> None:
 
 
 def test_divergence_names_the_step() -> None:
-    with pytest.raises(ArithmeticError, match=r"diverged at discriminator step \d"):
+    with pytest.raises(ArithmeticError, match=r"diverged at update \d"):
         train(learning_rate=1e30)
 
 

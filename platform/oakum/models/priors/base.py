@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from oakum.config import FrozenConfig
 from oakum.models.base import InputShape
+from oakum.models.priors._updates import Checkpoint, Resume
 from oakum.registry import Source
 
 
@@ -57,8 +58,8 @@ class Prior:
         self,
         images: Tensor,
         seed: int,
-        resume: Callable[[dict[str, Any]], dict[str, Any] | None],
-        checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        resume: Resume,
+        checkpoint: Checkpoint,
         target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         """Train on public images (N, C, H, W) in [0, 1]; return the networks and the history.

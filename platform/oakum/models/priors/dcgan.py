@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from oakum.config import ConfigError
+from oakum.models.priors._updates import Checkpoint, Resume, run_updates, square_image
 from oakum.models.priors.base import Prior
 from oakum.registry import Source
 from oakum.seeding import derive_seed, torch_generator
@@ -77,8 +76,8 @@ class DCGAN(Prior):
         self,
         images: Tensor,
         seed: int,
-        resume: Callable[[dict[str, Any]], dict[str, Any] | None],
-        checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        resume: Resume,
+        checkpoint: Checkpoint,
         target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         config = self.config
@@ -91,28 +90,18 @@ class DCGAN(Prior):
             "generator_optimizer": self._optimizer(networks["generator"]),
             "critic_optimizer": self._optimizer(networks["critic"]),
         }
-        record = resume(parts) or {"step": 0, "history": []}
-        history: list[dict[str, Any]] = record["history"]
-        for step in range(record["step"], config.updates):
+
+        def update(step: int) -> dict[str, Tensor]:
             stream = torch_generator(derive_seed(seed, "step", step))
             index = torch.randint(len(images), (config.batch_size,), generator=stream)
-            losses = self._update(parts, images[index], stream)
-            if (step + 1) % config.log_every == 0 or step + 1 == config.updates:
-                values = {name: float(value) for name, value in losses.items()}
-                if not all(value == value and abs(value) != float("inf") for value in values.values()):
-                    raise ArithmeticError(f"the prior diverged at step {step + 1}; lower its learning rate")
-                history.append({"step": step + 1, **values})
-                checkpoint(step + 1, parts, {"step": step + 1, "history": history})
-        return networks, history
+            return self._update(parts, images[index], stream)
+
+        updates, log_every = config.updates, config.log_every
+        return networks, run_updates(update, parts, resume, checkpoint, updates=updates, log_every=log_every)
 
     def _geometry(self) -> tuple[int, int]:
-        dims = self.input_shape.dims
-        if not self.input_shape.is_image or dims[1] != dims[2] or dims[1] not in _STAGES:
-            raise ConfigError(
-                f"prior 'dcgan' makes square images of 16, 32 or 64 pixels, but the data has shape {dims}; "
-                "set data.image_size to one of these"
-            )
-        return dims[0], _STAGES[dims[1]]
+        channels, size = square_image("dcgan", self.input_shape, min(_STAGES), max(_STAGES))
+        return channels, _STAGES[size]
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Adam:
         return torch.optim.Adam(network.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from oakum.config import ConfigError
 from oakum.models.priors._minibatch_discrimination import MinibatchDiscrimination
+from oakum.models.priors._updates import Checkpoint, Resume, run_updates, square_image
 from oakum.models.priors.base import Prior
 from oakum.models.priors.wgan_gp import Generator
 from oakum.registry import Source
@@ -111,8 +110,8 @@ class InversionGAN(Prior):
         self,
         images: Tensor,
         seed: int,
-        resume: Callable[[dict[str, Any]], dict[str, Any] | None],
-        checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        resume: Resume,
+        checkpoint: Checkpoint,
         target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         """Train on public images and the target's scores of them; see `Prior.train`. The target is put in eval mode.
@@ -134,28 +133,29 @@ class InversionGAN(Prior):
             "generator_optimizer": self._optimizer(networks["generator"]),
             "discriminator_optimizer": self._optimizer(networks["discriminator"]),
         }
-        record = resume(parts) or {"step": 0, "history": []}
-        history: list[dict[str, Any]] = record["history"]
-        for step in range(record["step"], config.discriminator_updates):
+
+        def update(step: int) -> dict[str, Tensor]:
             stream = torch_generator(derive_seed(seed, "step", step))
             losses = self._discriminator_step(parts, images, target, stream)
             if (step + 1) % config.discriminator_per_generator == 0:
                 losses |= self._generator_step(parts, images, stream)
-            if (step + 1) % config.log_every == 0 or step + 1 == config.discriminator_updates:
-                history.append({"step": step + 1, **_finite_values(losses, step + 1)})
-                checkpoint(step + 1, parts, {"step": step + 1, "history": history})
+            return losses
+
+        history = run_updates(
+            update,
+            parts,
+            resume,
+            checkpoint,
+            updates=config.discriminator_updates,
+            log_every=config.log_every,
+            hint="lower its learning rate, and check that the target's scores are finite",
+        )
         return networks, history
 
     def _geometry(self) -> tuple[int, int]:
-        dims = self.input_shape.dims
-        size = dims[1] if self.input_shape.is_image else 0
-        stages = (size // _BASE_SIZE).bit_length() - 1 if size else 0
-        if not self.input_shape.is_image or dims[1] != dims[2] or size != _BASE_SIZE << stages or stages < 1:
-            raise ConfigError(
-                f"prior 'inversion_gan' makes square images of 8, 16, 32, 64, ... pixels, but the data has shape "
-                f"{dims}; set data.image_size to one of these"
-            )
-        return dims[0], stages
+        """Return (channels, doublings from 4 pixels a side)."""
+        channels, size = square_image("inversion_gan", self.input_shape, 2 * _BASE_SIZE)
+        return channels, (size // _BASE_SIZE).bit_length() - 1
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Adam:
         return torch.optim.Adam(network.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999))
@@ -305,13 +305,3 @@ def generator_loss(
     entropies = -(fake_logits.softmax(dim=1) * fake_logits.log_softmax(dim=1)).sum(dim=1)
     entropy = entropies.sum() if entropy_reduction == "sum" else entropies.mean()
     return matching + entropy_weight * entropy, matching, entropy
-
-
-def _finite_values(losses: dict[str, Tensor], step: int) -> dict[str, float]:
-    values = {name: float(value) for name, value in losses.items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise ArithmeticError(
-            f"the prior diverged at discriminator step {step}; lower its learning rate, and check that the target's "
-            "scores are finite"
-        )
-    return values

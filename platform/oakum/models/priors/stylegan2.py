@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from oakum.config import ConfigError
 from oakum.models.priors._modulated_convolution import (
     EqualizedConvolution,
     EqualizedLinear,
@@ -22,6 +20,7 @@ from oakum.models.priors._modulated_convolution import (
     ModulatedConvolution,
     activated,
 )
+from oakum.models.priors._updates import Checkpoint, Resume, run_updates, square_image
 from oakum.models.priors.base import Prior
 from oakum.registry import Source
 from oakum.seeding import derive_seed, torch_generator
@@ -111,8 +110,8 @@ class StyleGAN2(Prior):
         self,
         images: Tensor,
         seed: int,
-        resume: Callable[[dict[str, Any]], dict[str, Any] | None],
-        checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        resume: Resume,
+        checkpoint: Checkpoint,
         target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         config = self.config
@@ -125,30 +124,19 @@ class StyleGAN2(Prior):
         path_length_interval = config.path_length_interval if config.path_length_weight else None
         parts["player_optimizer"] = self._optimizer(player, path_length_interval)
         parts["critic_optimizer"] = self._optimizer(parts["critic"], config.r1_interval if config.r1_weight else None)
-        record = resume(parts) or {"step": 0, "history": []}
-        history: list[dict[str, Any]] = record["history"]
-        latest: dict[str, Any] = dict(history[-1]) if history else {}
-        for step in range(record["step"], config.updates):
-            latest |= {"step": step + 1, **self._update(parts, images, step, derive_seed(seed, "step", step))}
-            if (step + 1) % config.log_every == 0 or step + 1 == config.updates:
-                latest = {name: value if name == "step" else float(value) for name, value in latest.items()}
-                if not all(math.isfinite(value) for value in latest.values()):
-                    raise ArithmeticError(
-                        f"the prior diverged at update {step + 1}; lower its learning rate or raise its r1_weight"
-                    )
-                history.append(dict(latest))
-                checkpoint(step + 1, parts, {"step": step + 1, "history": history})
+        history = run_updates(
+            lambda step: self._update(parts, images, step, derive_seed(seed, "step", step)),
+            parts,
+            resume,
+            checkpoint,
+            updates=config.updates,
+            log_every=config.log_every,
+            hint="lower its learning rate or raise its r1_weight",
+        )
         return networks, history
 
     def _geometry(self) -> tuple[int, int]:
-        dims = self.input_shape.dims
-        size = dims[1] if self.input_shape.is_image else 0
-        if not self.input_shape.is_image or dims[1] != dims[2] or size < _SMALLEST_IMAGE or size & (size - 1):
-            raise ConfigError(
-                f"prior 'stylegan2' makes square images of 16, 32, 64, ... pixels, but the data has shape {dims}; "
-                "set data.image_size to one of these"
-            )
-        return dims[0], size
+        return square_image("stylegan2", self.input_shape, _SMALLEST_IMAGE)
 
     def _optimizer(self, network: nn.Module, penalty_interval: int | None) -> torch.optim.Adam:
         """Return Adam with rate and betas corrected for the additional step after every `penalty_interval` updates."""

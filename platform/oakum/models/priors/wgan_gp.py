@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from oakum.config import ConfigError
+from oakum.models.priors._updates import Checkpoint, Resume, run_updates, square_image
 from oakum.models.priors.base import Prior
 from oakum.registry import Source
 from oakum.seeding import derive_seed, torch_generator
@@ -70,8 +69,8 @@ class WGANGP(Prior):
         self,
         images: Tensor,
         seed: int,
-        resume: Callable[[dict[str, Any]], dict[str, Any] | None],
-        checkpoint: Callable[[int, dict[str, Any], dict[str, Any]], None],
+        resume: Resume,
+        checkpoint: Checkpoint,
         target: nn.Module | None = None,
     ) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         config = self.config
@@ -85,34 +84,21 @@ class WGANGP(Prior):
             "generator_optimizer": self._optimizer(generator),
             "critic_optimizer": self._optimizer(critic),
         }
-        record = resume(parts) or {"step": 0, "history": []}
-        history: list[dict[str, Any]] = record["history"]
-        generator_loss = record.get("generator_loss", 0.0)
-        for step in range(record["step"], config.critic_updates):
+
+        def update(step: int) -> dict[str, Tensor]:
             stream = torch_generator(derive_seed(seed, "step", step))
             losses = self._critic_step(parts, self._draw(images, stream), stream)
             if (step + 1) % config.critic_per_generator == 0:
-                generator_loss = self._generator_step(parts, stream)
-            losses["generator_loss"] = generator_loss
-            if (step + 1) % config.log_every == 0 or step + 1 == config.critic_updates:
-                values = {name: float(value) for name, value in losses.items()}
-                if not all(value == value and abs(value) != float("inf") for value in values.values()):
-                    raise ArithmeticError(f"the prior diverged at critic step {step + 1}; lower its learning rate")
-                history.append({"step": step + 1, **values})
-                generator_loss = values["generator_loss"]
-                checkpoint(step + 1, parts, {"step": step + 1, "history": history, "generator_loss": generator_loss})
-        return networks, history
+                losses["generator_loss"] = self._generator_step(parts, stream)
+            return losses
+
+        updates, log_every = config.critic_updates, config.log_every
+        return networks, run_updates(update, parts, resume, checkpoint, updates=updates, log_every=log_every)
 
     def _geometry(self) -> tuple[int, int]:
-        dims = self.input_shape.dims
-        size = dims[1] if self.input_shape.is_image else 0
-        stages = (size // _BASE_SIZE).bit_length() - 1 if size else 0
-        if not self.input_shape.is_image or dims[1] != dims[2] or size != _BASE_SIZE << stages or stages < 1:
-            raise ConfigError(
-                f"prior 'wgan_gp' makes square images of 8, 16, 32, 64, ... pixels, but the data has shape {dims}; "
-                "set data.image_size to one of these"
-            )
-        return dims[0], stages
+        """Return (channels, doublings from 4 pixels a side)."""
+        channels, size = square_image("wgan_gp", self.input_shape, 2 * _BASE_SIZE)
+        return channels, (size // _BASE_SIZE).bit_length() - 1
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Adam:
         return torch.optim.Adam(network.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999))
