@@ -166,28 +166,23 @@ class InversionPlanner:
         if control is not None:
             stages["control_target.clean"] = control
         for attack in attacks:
-            judged = {}
             against = undefended if attack.cls.prior_of == "undefended" else target
-            for name, model, owner in (("inversion", target, against), ("control", control, control)):
-                if model is None:
-                    continue
-                title = f"{setting}/{seed}" if name == "inversion" else f"control/{seed}"
-                inputs = {"target": model}
-                found = self._prior_of(attack, owner, shared, title)
-                if found is not None:
-                    label, inputs["prior"] = found
-                    if f"prior.{label}" not in shared:
-                        stages[f"prior.{'clean' if name == 'inversion' else 'control'}.{attack.label}"] = inputs[
-                            "prior"
-                        ]
-                chunks = self._reconstructions(attack, inputs, seed, title)
-                for position, chunk in enumerate(chunks):
-                    role = f"{name}.clean.{attack.label}" if name == "inversion" else f"control.{attack.label}"
-                    stages[role if len(chunks) == 1 else f"{role}.{position}"] = chunk
-                    judged[f"{name}.{position}"] = chunk
-            stages[f"judge.clean.{attack.label}"] = self._judge(
-                judged, seed, shared, f"{attack.label} {setting}/{seed}"
-            )
+            title = f"{setting}/{seed}"
+            prior = self._prior_of(attack, against, shared, title)
+            own = self._reconstructions(attack, target, prior, seed, title)
+            stages |= _roles(f"inversion.clean.{attack.label}", own)
+            judged = _numbered("inversion", own)
+            priors = {"clean": prior}
+            if control is not None:
+                priors["control"] = self._prior_of(attack, control, shared, f"control/{seed}")
+                floor = self._reconstructions(attack, control, priors["control"], seed, f"control/{seed}")
+                stages |= _roles(f"control.{attack.label}", floor)
+                judged |= _numbered("control", floor)
+            for of, stage in priors.items():
+                if stage is not None and stage.inputs:
+                    stages[f"prior.{of}.{attack.label}"] = stage
+            judge = self._judge(judged, seed, shared, f"{attack.label} {title}")
+            stages[f"judge.clean.{attack.label}"] = judge
         return stages
 
     def _attacks(self) -> tuple[ChosenAttack, ...]:
@@ -253,15 +248,12 @@ class InversionPlanner:
             threads=self._file.priors[label].threads,
         )
 
-    def _prior_of(
-        self, attack: ChosenAttack, target: Stage | None, shared: dict[str, Stage], title: str
-    ) -> tuple[str, Stage] | None:
+    def _prior_of(self, attack: ChosenAttack, target: Stage, shared: dict[str, Stage], title: str) -> Stage | None:
+        """Return the prior that an attack searches: the one of all cells, or one trained against this target."""
         label = prior_for(attack, self._experiment.priors, "attacks.inversion")
         if label is None:
             return None
-        if f"prior.{label}" in shared:
-            return label, shared[f"prior.{label}"]
-        return label, self._prior(label, target, title)
+        return shared.get(f"prior.{label}") or self._prior(label, target, title)
 
     def _placement(self, part: str, seed: int, title: str) -> Placement:
         fold_of = {"train": "train", "val": "val", "reference": "reference"}
@@ -292,7 +284,10 @@ class InversionPlanner:
             return stage
         return replace(stage, config={**stage.config, "recipe": {**stage.config["recipe"], "select": "last"}})
 
-    def _reconstructions(self, attack: ChosenAttack, inputs: dict[str, Stage], seed: int, title: str) -> list[Stage]:
+    def _reconstructions(
+        self, attack: ChosenAttack, target: Stage, prior_stage: Stage | None, seed: int, title: str
+    ) -> list[Stage]:
+        inputs = {"target": target, **({"prior": prior_stage} if prior_stage is not None else {})}
         size = self._file.attacks.classes_per_task or len(self._attacked)
         document = attack.document()
         # Which prior is searched is known by the stage's input.
@@ -330,3 +325,12 @@ class InversionPlanner:
         methods = tuple(model for model, _ in self._judges().values()) + self._experiment.extractors
         folds = {"train": self._folds[seed]}
         return self._make("judge", config, inputs, folds, f"judge {title}", methods, part="attack")
+
+
+def _roles(role: str, tasks: list[Stage]) -> dict[str, Stage]:
+    """Return the tasks of one attack by role; several are numbered."""
+    return {role: tasks[0]} if len(tasks) == 1 else _numbered(role, tasks)
+
+
+def _numbered(name: str, tasks: list[Stage]) -> dict[str, Stage]:
+    return {f"{name}.{position}": task for position, task in enumerate(tasks)}
