@@ -153,6 +153,13 @@ def test_rows_see_each_other_in_training_and_stand_alone_in_eval_mode() -> None:
     torch.testing.assert_close(discriminator(x[:1]), discriminator(x)[:1])
 
 
+def test_batches_passed_together_are_compared_within_themselves() -> None:
+    torch.manual_seed(0)
+    module = MinibatchDiscrimination(6, outputs=2, kernel_size=3)
+    batches = [0.01 * torch.rand(4, 6) for _ in range(3)]
+    torch.testing.assert_close(module(torch.cat(batches), batches=3), torch.cat([module(batch) for batch in batches]))
+
+
 def test_the_released_comparison_of_distinct_images_is_zero_before_training() -> None:
     """Why judging rows alone in eval mode is the released network: the projection puts images far apart."""
     torch.manual_seed(0)

@@ -26,9 +26,16 @@ class MinibatchDiscrimination(nn.Module):
         super().__init__()
         self.projection = nn.Parameter(torch.randn(features, outputs, kernel_size))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, batches: int = 1) -> Tensor:
+        """Append to each row how near others come.
+
+        Args:
+            batches: equal batches that the rows are made of, one after another; rows are compared within theirs. One
+                call for several batches projects them together, which saves gradients as large as the projection.
+        """
         if self.training:
-            closeness = summed_closeness(torch.einsum("nf,fbc->nbc", features, self.projection))
+            projected = torch.einsum("nf,fbc->nbc", features, self.projection)
+            closeness = torch.cat([summed_closeness(batch) for batch in projected.tensor_split(batches)])
         else:
             closeness = features.new_zeros(len(features), self.projection.shape[1])
         return torch.cat([features, closeness], dim=1)

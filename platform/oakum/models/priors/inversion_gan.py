@@ -158,7 +158,8 @@ class InversionGAN(Prior):
         return channels, (size // _BASE_SIZE).bit_length() - 1
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Adam:
-        return torch.optim.Adam(network.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999))
+        # Fused: with 14 million parameters the unfused form takes a tenth of a CPU step.
+        return torch.optim.Adam(network.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True)
 
     def _draw(self, images: Tensor, stream: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (self.config.batch_size,), generator=stream)
@@ -170,11 +171,11 @@ class InversionGAN(Prior):
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
-    def _judge(self, discriminator: Discriminator, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, F) and logits (B, K), float32."""
+    def _judge(self, discriminator: Discriminator, images: Tensor, batches: int = 1) -> tuple[Tensor, Tensor]:
+        """Return features (B, F) and logits (B, K), float32; rows are compared within their batch."""
         with self._autocast(images.device):
             features = discriminator.features(images)
-        return features.float(), discriminator.logits_of(features.float())
+        return features.float(), discriminator.logits_of(features.float(), batches)
 
     def _discriminator_step(
         self, parts: dict[str, Any], images: Tensor, target: nn.Module, stream: torch.Generator
@@ -184,8 +185,8 @@ class InversionGAN(Prior):
         with torch.no_grad(), self._autocast(images.device):
             fake = parts["generator"](self._latents(stream, images.device)).float()
             scores = target(labeled)
-        # One pass for each batch: minibatch discrimination compares the rows that are passed together.
-        judged, real, made = (self._judge(discriminator, batch)[1] for batch in (labeled, unlabeled, fake))
+        _, logits = self._judge(discriminator, torch.cat([labeled, unlabeled, fake]), batches=3)
+        judged, real, made = logits.chunk(3)
         loss, on_labels, on_realness = discriminator_loss(judged, real, made, scores.float().softmax(dim=1))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -250,7 +251,7 @@ class Discriminator(nn.Module):
         size = inner * _BASE_SIZE**2
         self.layers = nn.Sequential(*layers)
         self.among_rows = (
-            MinibatchDiscrimination(size, minibatch_outputs, minibatch_kernel) if minibatch_outputs else nn.Identity()
+            MinibatchDiscrimination(size, minibatch_outputs, minibatch_kernel) if minibatch_outputs else None
         )
         self.head = nn.Linear(size + minibatch_outputs, num_classes)
 
@@ -259,9 +260,12 @@ class Discriminator(nn.Module):
         features: Tensor = self.layers(x).flatten(1)
         return features
 
-    def logits_of(self, features: Tensor) -> Tensor:
-        """Return the logits (B, K) of features (B, F) in the dtype of the weights."""
-        logits: Tensor = self.head(self.among_rows(features.to(self.head.weight.dtype)))
+    def logits_of(self, features: Tensor, batches: int = 1) -> Tensor:
+        """Return the logits (B, K) of features (B, F) in the dtype of the weights; see `MinibatchDiscrimination`."""
+        features = features.to(self.head.weight.dtype)
+        if self.among_rows is not None:
+            features = self.among_rows(features, batches)
+        logits: Tensor = self.head(features)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
