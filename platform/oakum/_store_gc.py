@@ -15,8 +15,8 @@ from oakum._store_names import TEMPORARY, StoreError, is_key, is_kind
 from oakum._store_work import work_folder
 from oakum.records import StageRef
 
-# Documents that keep what they name: plans, pins, registered models, and events that are still to be delivered.
-ROOT_FOLDERS = ("plans", "pins", "models", "outbox")
+# Documents that keep what they name: plans, pins, registered models, events that are still to be delivered, searches.
+ROOT_FOLDERS = ("plans", "pins", "models", "outbox", "searches")
 _OBJECT = re.compile(r"objects/(?P<key>[0-9a-f]{64})/(?P<attempt>[0-9a-f]{16})/.+")
 _WORK = re.compile(r"work/(?P<key>[0-9a-f]{64})/.+")
 _MANIFEST = re.compile(r"manifests/(?P<kind>[^/]+)/(?P<key>[0-9a-f]{64})\.json")

@@ -167,6 +167,18 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _gate(options: argparse.Namespace) -> int:
+    from oakum.cli_gate import gate
+
+    return gate(options)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from oakum.cli_search import run_search
+
+    return run_search(options)
+
+
 def _list(options: argparse.Namespace) -> int:
     from oakum.catalog import describe_methods
 
@@ -318,10 +330,13 @@ def _write_audit(folder: Path, data: dict[str, Any]) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from oakum.cli_search import report_search, search_named
     from oakum.report import terminal
     from oakum.session_report import report_again
 
     home = Home.of_environment()
+    if search_named(options.run, home):
+        return report_search(options.run, home, as_json=options.json)
     record, path = report_again(options.run, home)
     if options.json:
         _print_json(terminal.summary(record) | {"report": str(path)})
@@ -380,20 +395,24 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
+    from oakum.cli_search import sync_searches
     from oakum.store import Store
     from oakum.tracking import sync
 
     home = Home.of_environment()
-    status = sync(Store.open(home.store_uri), home.folder)
+    store = Store.open(home.store_uri)
+    status = sync(store, home.folder)
     sys.stdout.write(f"delivered {status.delivered}, waiting {status.pending}\n")
-    if status.warning:
-        sys.stderr.write(status.warning + "\n")
-    return EXIT_FAILED_STAGE if status.pending else 0
+    warnings = [status.warning, *sync_searches(store, home)]
+    for warning in filter(None, warnings):
+        sys.stderr.write(f"{warning}\n")
+    return EXIT_FAILED_STAGE if status.pending or any(warnings[1:]) else 0
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "check": _check,
+    "search": _search,
     "list": _list,
     "data_list": _data_list,
     "data_prepare": _data_prepare,
@@ -404,6 +423,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "import_bido": _import_bido,
     "import_torchvision": _import_torchvision,
     "audit": _audit,
+    "gate": _gate,
     "report": _report,
     "store_ls": _store_ls,
     "store_show": _store_show,

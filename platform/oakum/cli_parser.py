@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from oakum import __version__
+from oakum.cli_gate import add_gate
 from oakum.cli_import import add_import
+from oakum.cli_search import add_search
 
 METHOD_LISTS = {
     "defenses": ["defenses"],
@@ -31,11 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
     _add_check(commands)
+    add_search(commands)
     _add_list(commands)
     _add_data(commands)
     _add_weights(commands)
     add_import(commands)
     _add_audit(commands)
+    add_gate(commands)
     _add_report(commands)
     _add_store(commands)
     _add_small(commands)

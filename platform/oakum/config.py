@@ -11,6 +11,7 @@ import datetime
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -96,6 +97,21 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             _assign(result, path.split("."), value)
         except ConfigError as error:
             raise ConfigError(f"--set {override!r}: {error}") from error
+    return result
+
+
+def apply_values(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of `data` with `path.to.key` -> value applied; see `apply_overrides`.
+
+    Raises:
+        ConfigError: a path leads through something that is not a mapping or list.
+    """
+    result = copy.deepcopy(data)
+    for path, value in values.items():
+        try:
+            _assign(result, path.split("."), value)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return result
 
 

@@ -140,7 +140,7 @@ def run(options: RunOptions, home: Home) -> RunResult:
         except DamagedEntryError as error:
             Progress.say(f"{error}; it was set aside and is computed again")
     _check_file(data, options.file.name)
-    with _tracker(options, store, home) as tracker, _executor(options) as starting:
+    with _tracker(options, store, home) as tracker, open_executor(options) as starting:
         with clock.phase("plan"):
             plan = make_plan(data, options.file.name, home, store, digest)
         with clock.phase("start"):
@@ -176,7 +176,7 @@ def make_plan(data: dict[str, Any], where: str, home: Home, store: Store | None,
 
 def _execute(
     plan: Plan,
-    starting: _StartingExecutor,
+    starting: StartingExecutor,
     options: RunOptions,
     home: Home,
     store: Store,
@@ -244,7 +244,7 @@ def _tracker(options: RunOptions, store: Store, home: Home) -> Iterator[Tracker 
             Progress.say(status.warning)
 
 
-class _StartingExecutor:
+class StartingExecutor:
     """An executor that starts while the plan is made."""
 
     def __init__(self, options: RunOptions) -> None:
@@ -279,8 +279,8 @@ class _StartingExecutor:
 
 
 @contextmanager
-def _executor(options: RunOptions) -> Iterator[_StartingExecutor]:
-    starting = _StartingExecutor(options)
+def open_executor(options: RunOptions) -> Iterator[StartingExecutor]:
+    starting = StartingExecutor(options)
     try:
         yield starting
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from typing import Any
 from oakum.config import ConfigError
 from oakum.pipeline.collect import collect
 from oakum.records import RunRecord
+from oakum.search.records import SearchRecord
 from oakum.session_home import Home
 from oakum.store import DamagedEntryError, Store
 
@@ -28,6 +29,15 @@ def write_report(record: RunRecord, home: Home, store: Store) -> Path:
     except DamagedEntryError as error:
         store.set_aside(error.kind, error.key, str(error), attempt=error.attempt)
         raise
+
+
+def write_search_report(record: SearchRecord, home: Home) -> Path:
+    """Write a search's HTML report and its figures, and return the report's path."""
+    from oakum.report import search_figures, search_page
+
+    out = home.report(record.header.name)
+    search_figures.write(record, out.parent / "figures")
+    return search_page.write(record, out)
 
 
 def real_images(record: RunRecord, home: Home, count: int = 4) -> dict[int, Any]:

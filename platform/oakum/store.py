@@ -304,9 +304,9 @@ class Store:
     def gc(self, *, dry_run: bool = True, min_age_seconds: float = _DAY) -> GcReport:
         """Remove what nothing needs and is older than `min_age_seconds` by the store's own clock.
 
-        Kept: every {"kind", "key"} in documents under `plans/`, `pins/`, `models/` and `outbox/`, and the inputs that
-        their manifests name, and theirs. Removed: other entries, payloads without a manifest, work of published or
-        unneeded keys, temporary files. Damaged manifests that were set aside stay.
+        Kept: every {"kind", "key"} in documents under `plans/`, `pins/`, `models/`, `outbox/` and `searches/`, and the
+        inputs that their manifests name, and theirs. Removed: other entries, payloads without a manifest, work of
+        published or unneeded keys, temporary files. Damaged manifests that were set aside stay.
 
         Raises:
             StoreError: also when a document that keeps entries is damaged.

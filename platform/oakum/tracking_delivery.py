@@ -113,8 +113,8 @@ class Delivery:
             self._runs.reopen(parent, event.driver)
         self._runs.sweep([event.run["name"]])
         self._runs.tag(parent, _tags(header["description"], event.run, header["data"], header["code"]))
-        self._runs.params(parent, _parent_params(header["config"]))
-        self._runs.text(parent, _pretty(header["config"]), "config.json")
+        self._runs.params(parent, parent_params(header["config"]))
+        self._runs.text(parent, pretty(header["config"]), "config.json")
         self._log_data(parent, event.run, header["data"])
 
     def _stage(self, event: Event) -> None:
@@ -161,9 +161,9 @@ class Delivery:
         told = {"oakum.warnings": "\n".join(record.warnings), "oakum.seconds": json.dumps(record.seconds)}
         self._runs.tag(parent, told)
         chance = {f"chance.{key}": str(value) for key, value in record.chance.items()}
-        self._runs.params(parent, _parent_params(record.config) | chance)
-        self._runs.text(parent, _pretty(record.config), "config.json")
-        self._runs.text(parent, _pretty(_published_record(record)), "record.json")
+        self._runs.params(parent, parent_params(record.config) | chance)
+        self._runs.text(parent, pretty(record.config), "config.json")
+        self._runs.text(parent, pretty(_published_record(record)), "record.json")
         self._log_data(parent, event.run, record.data)
         self._log_report(parent, event)
         self._unwatch(event.run_key)
@@ -242,7 +242,7 @@ def _owner_params(owner: Owner) -> dict[str, str]:
     return flatten(plain, owner.defense) | chosen
 
 
-def _parent_params(config: Mapping[str, Any]) -> dict[str, str]:
+def parent_params(config: Mapping[str, Any]) -> dict[str, str]:
     return flatten({name: value for name, value in config.items() if name not in _NOT_PARAMETERS})
 
 
@@ -270,5 +270,5 @@ def _published_record(record: RunRecord) -> dict[str, Any]:
     return plain
 
 
-def _pretty(data: Any) -> str:
+def pretty(data: Any) -> str:
     return json.dumps(data, indent=2, sort_keys=True)

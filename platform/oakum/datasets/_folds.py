@@ -2,8 +2,9 @@
 
 An experiment lists rules. A rule says which rows it draws from and how many of them each fold takes; a row belongs to
 the first rule that it matches. The folds in `SHARED` and `control` are drawn first and from the experiment seed alone,
-so they are equal for every seed index; all others are drawn from what is left, with the seed index. Instead of rules an
-experiment can ask for the split of a paper's released code.
+so they are equal for every seed index; all others are drawn from what is left, with the seed index. `sealed` adds folds
+to those that are equal for every seed: a search seals `test`, so that no trial, whatever its seed, sees a row that the
+confirmation is scored on. Instead of rules an experiment can ask for the split of a paper's released code.
 
 `control` trains the model of the no-target control: one of other classes, which an attack is run against to see what
 it reaches without any leak. Its classes are therefore none of the private ones, and its persons are in no private fold
@@ -109,11 +110,13 @@ class FoldsConfig(FrozenConfig):
         released: gives every fold; leaves no rows to rules.
         private_classes: the target's classes; None: every class that a rule with a private fold draws from (`control`
             is none).
+        sealed: private folds that hold the same rows under every seed.
     """
 
     released: ReleasedSplit | None = None
     rules: tuple[FoldRule, ...] = ()
     private_classes: tuple[int, ...] | None = None
+    sealed: tuple[Literal["test", "canary"], ...] = ()
 
     # Not `min_length`: pydantic counts valid items only, so a misspelt key would also be reported as "too few".
     @field_validator("rules")
@@ -126,6 +129,15 @@ class FoldsConfig(FrozenConfig):
         if info.data["released"] is not None and rules:
             raise ValueError("`released` gives every fold; leave out one of the two")
         return rules
+
+    @model_validator(mode="after")
+    def _check_sealed(self) -> Self:
+        if self.sealed and self.released is not None:
+            raise ValueError("a released split draws all folds anew for every seed; write `rules` to seal one")
+        unknown = [fold for fold in self.sealed if not any(fold in rule.take for rule in self.rules)]
+        if unknown and self.rules:
+            raise ValueError(f"sealed: no rule takes {unknown[0]!r}")
+        return self
 
 
 def draw_folds(
@@ -155,6 +167,7 @@ def draw_folds(
         return _released_folds(config.released, labels, parts, seed_index)
     pools = _pools(config, labels, parts, identities)
     shared = numpy_generator(derive_seed(experiment_seed, "folds/shared"))
+    sealed = numpy_generator(derive_seed(experiment_seed, "folds/sealed"))
     private = numpy_generator(derive_seed(experiment_seed, "folds/private", seed_index))
     drawn: dict[str, list[Rows]] = {}
     left: list[Rows] = []
@@ -163,9 +176,12 @@ def draw_folds(
         capped = pool if rule.per_class_max is None else _cap(pool, labels, rule.per_class_max, shared)
         counts.append(_counts(number, rule, len(capped)))
         left.append(_draw_rule(drawn, counts[-1], _DRAWN_ONCE, capped, labels, shared))
+    unsealed = tuple(fold for fold in PRIVATE if fold not in config.sealed)
     for rule_counts, pool in zip(counts, left, strict=True):
-        _draw_rule(drawn, rule_counts, PRIVATE, pool, labels, private)
-    folds = {fold: _merge(rows, shared if fold in _DRAWN_ONCE else private) for fold, rows in drawn.items()}
+        pool = _draw_rule(drawn, rule_counts, config.sealed, pool, labels, sealed)
+        _draw_rule(drawn, rule_counts, unsealed, pool, labels, private)
+    streams = dict.fromkeys(_DRAWN_ONCE, shared) | dict.fromkeys(config.sealed, sealed)
+    folds = {fold: _merge(rows, streams.get(fold, private)) for fold, rows in drawn.items()}
     if CONTROL in folds:
         _check_control(labels[folds[CONTROL]], private_classes(config, labels, parts, identities))
     if identities is not None:

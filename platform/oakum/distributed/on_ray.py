@@ -29,6 +29,7 @@ from oakum.pipeline.runner import Outcome, run_stage
 from oakum.pipeline.stage import Resources, Stage, StageTask, WorkerSettings
 
 _POLL_SECONDS = 1.0
+_FEED_SECONDS = 0.2
 _CAPACITY_SECONDS = 5.0
 _LOOKAHEAD = 2
 _LOST_WORKER = (
@@ -69,14 +70,27 @@ class OnRay:
         _take_signals_back()
         self._require_feasible(ledger)
         running: dict[Any, Stage] = {}
+        checked = len(ledger.stages)
         while True:
             self._check_new_nodes(settings)
+            more_to_come = ledger.refill()
+            if len(ledger.stages) > checked:
+                checked = len(ledger.stages)
+                self._require_feasible(ledger)
             self._submit(ledger, settings, running)
-            if not running:
+            if not running and not more_to_come:
                 break
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+            if not running:
+                time.sleep(_FEED_SECONDS)
+                continue
+            timeout = _POLL_SECONDS if ledger.feed is None else _FEED_SECONDS
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=timeout)
             for reference in finished:
                 self._settle(ledger, running.pop(reference), reference)
+
+    def concurrency(self) -> int:
+        """Return how many stages of one thread may run at a time."""
+        return max(1, int(self.capacity().cpus))
 
     def close(self) -> None:
         """Disconnect; stages that still run end, and so does Ray if this process started it."""

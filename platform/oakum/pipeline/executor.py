@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,6 +15,7 @@ from oakum.pipeline.stage import Stage, StageTask, WorkerSettings
 from oakum.store import DamagedEntryError, Manifest, Store, StoreError
 
 MAX_RETRIES = 2
+_FEED_SECONDS = 0.05
 
 
 class Observer(Protocol):
@@ -48,6 +49,8 @@ class Ledger:
         repaired: keys that were found damaged and are computed again.
         asked: keys that may start, or None for all.
         stop_at: monotonic time after which nothing more is started, or None.
+        feed: asked again and again while an executor runs: may add stages, and says whether more may come; None: the
+            stages are all there is.
     """
 
     stages: dict[str, Stage]
@@ -60,6 +63,7 @@ class Ledger:
     attempts: Counter[str] = field(default_factory=Counter)
     asked: frozenset[str] | None = None
     stop_at: float | None = None
+    feed: Callable[[], bool] | None = None
 
     @classmethod
     def of(
@@ -83,6 +87,16 @@ class Ledger:
                 if (not only or {stage.kind, stage.part} & set(only)) and not {stage.kind, stage.part} & set(skip)
             )
         return ledger
+
+    def add(self, stages: Iterable[Stage]) -> None:
+        """Take up more stages, inputs before their users; those that are known already stay as they are."""
+        new = {stage.key: stage for stage in stages if stage.key not in self.stages}
+        self.stages |= new
+        self.done |= find_present(new, self.store)
+
+    def refill(self) -> bool:
+        """Let the feed add stages and return whether more may come."""
+        return self.feed is not None and self.feed()
 
     def ready(self) -> list[Stage]:
         """Return the stages that may start, the heaviest first (plan order among equals)."""
@@ -163,6 +177,10 @@ class Executor(Protocol):
 
     def run(self, ledger: Ledger, settings: WorkerSettings) -> None: ...
 
+    def concurrency(self) -> int:
+        """Return how many stages of one thread may run at a time."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -173,7 +191,14 @@ class Serial:
         """Run all stages in one worker thread, so that signals reach the driver at once."""
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="oakum-stage")
         try:
-            while ready := ledger.ready():
+            while True:
+                more_to_come = ledger.refill()
+                ready = ledger.ready()
+                if not ready:
+                    if not more_to_come:
+                        break
+                    time.sleep(_FEED_SECONDS)
+                    continue
                 stage = ready[0]
                 own = replace(settings, use_gpu=stage.resources.gpus > 0)
                 future = pool.submit(run_stage, ledger.start(stage), own)
@@ -184,6 +209,9 @@ class Serial:
                     ledger.fail(stage, error)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def concurrency(self) -> int:
+        return 1
 
     def close(self) -> None:
         """Nothing to close; a stage that a signal interrupted ends with the process."""

@@ -216,7 +216,7 @@ class Experiment:
         plain = self.file.model_dump(mode="json", by_alias=True)
         plain["model"] = self.model.document()
         plain["settings"] = {label: method.document() for label, method in self.settings.items()}
-        plain["attacks"] = {
+        plain["attacks"] |= {
             "membership": [method.document() for method in self.membership],
             "inversion": [attack.entry() for attack in self.inversion],
         }
