@@ -19,7 +19,7 @@ run: setup ## Run the quickstart: train, attack, compare; results land in runs/
 	$(BIN)/oakum run jobs/experiments/quickstart.yaml
 
 test: setup ## Run the tests that take less than minutes
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q --durations 12 -m "not slow and not gpu"
 
 test-all: setup ## Run every test; those that need a GPU need one
 	$(BIN)/python -m pytest -q

@@ -148,7 +148,7 @@ def make_header(options: SearchOptions, space: SearchSpace, home: Home) -> Searc
         "notes": (UNACCOUNTED,) if space.defense == "dpsgd" else (),
     }
     name = options.name or f"{experiment['name']}-{space.defense}"
-    return SearchHeader(name=name, key=sha256_hex(canonical_json(content)), **content)
+    return SearchHeader(name=name, key=sha256_hex(canonical_json({"name": name, **content})), **content)
 
 
 def confirmed_name(search: str) -> str:

@@ -55,6 +55,7 @@ def test_nobody_submits_without_the_token(cluster: Any) -> None:
     assert cluster.answer("/api/jobs/", cluster.environment["RAY_AUTH_TOKEN"]) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_search_as_a_job_outlives_a_node(
     cluster: Any, checkout: Path, make_home: Callable[[str], Home], short: dict[str, Any]

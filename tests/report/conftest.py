@@ -578,3 +578,52 @@ def tables() -> Callable[[str], list[list[list[TableCell]]]]:
         return reader.tables
 
     return read
+
+
+VOID_ELEMENTS = {"meta", "img", "br", "wbr", "link", "input", "hr"}
+
+
+class Structure(HTMLParser):
+    """Checks that elements nest, and collects what a test asks about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.faults: list[str] = []
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+        if name not in VOID_ELEMENTS:
+            self.open.append(name)
+
+    def handle_startendtag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+
+    def handle_endtag(self, name: str) -> None:
+        if not self.open or self.open.pop() != name:
+            self.faults.append(name)
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="session")
+def read() -> Callable[[str], Structure]:
+    """Return a function from a page to its structure, which fails where elements do not nest."""
+
+    def read(page: str) -> Structure:
+        structure = Structure()
+        structure.feed(page)
+        structure.close()
+        assert not structure.open
+        assert not structure.faults
+        return structure
+
+    return read

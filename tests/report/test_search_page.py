@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -164,46 +164,15 @@ def search(count: int = 40, numbers: list[int] | None = None, **changes: Any) ->
     return replace(record, confirmation=confirm(record, numbers)) if numbers else record
 
 
-class Structure(HTMLParser):
-    """Checks that elements nest, and collects elements and words."""
+@pytest.fixture(scope="module")
+def plain(read: Callable[[str], Any]) -> Callable[[Markup | None], str]:
+    """Return a function from a section to its words."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+    def plain(markup: Markup | None) -> str:
+        assert markup is not None
+        return str(read(markup).text)
 
-    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((name, dict(attrs)))
-        if name not in {"meta", "wbr"}:
-            self.open.append(name)
-
-    def handle_startendtag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((name, dict(attrs)))
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def read(page: str) -> Structure:
-    structure = Structure()
-    structure.feed(page)
-    structure.close()
-    assert not structure.open
-    return structure
-
-
-def plain(markup: Markup | None) -> str:
-    assert markup is not None
-    return " ".join(read(str(markup)).text.split())
+    return plain
 
 
 def percent(value: float) -> str:
@@ -245,7 +214,7 @@ def page(two: SearchRecord) -> str:
     return search_page.render(two)
 
 
-def test_the_page_is_self_contained_and_its_links_lead_somewhere(page: str) -> None:
+def test_the_page_is_self_contained_and_its_links_lead_somewhere(page: str, read: Callable[[str], Any]) -> None:
     structure = read(page)
     ids = [attributes["id"] for _, attributes in structure.elements if attributes.get("id")]
     assert len(ids) == len(set(ids))
@@ -266,12 +235,16 @@ def test_the_page_is_self_contained_and_its_links_lead_somewhere(page: str) -> N
     assert all(attributes.get("aria-label") for attributes in pictures)
 
 
-def test_sections_stand_in_the_order_of_reading(page: str) -> None:
+def test_sections_stand_in_the_order_of_reading(page: str, read: Callable[[str], Any]) -> None:
     sections = [attributes["id"] for name, attributes in read(page).elements if name == "section"]
     assert sections == ["verdict", "front", "parameters", "progress", "trials", "protocol", "words"]
 
 
-def test_one_sentence_says_what_was_searched(page: str) -> None:
+def test_the_tab_says_that_this_is_a_search(page: str) -> None:
+    assert "<title>digits-bido: search report</title>" in page
+
+
+def test_one_sentence_says_what_was_searched(page: str, read: Callable[[str], Any]) -> None:
     said = (
         "Searched: lambda_x and lambda_y of bido on mnist5k, for low inversion/gmi/top1 and high utility/val_accuracy, "
         "keeping utility/val_accuracy >= none - 0.02: 40 trials, each under seed 1000."
@@ -279,7 +252,7 @@ def test_one_sentence_says_what_was_searched(page: str) -> None:
     assert said in read(page).text
 
 
-def test_everything_from_the_record_is_escaped() -> None:
+def test_everything_from_the_record_is_escaped(read: Callable[[str], Any]) -> None:
     def attack(place: str) -> str:
         return f"</title></style></svg><script>alert('{place}')</script><img src=x onerror=alert(2)>\"'&lt;"
 
@@ -320,7 +293,9 @@ def rows_by_setting(view: SearchView, tables: Any) -> dict[str, list[str]]:
     return {row[0].text.split(" lambda_x")[0].strip(): [cell.text for cell in row[1:]] for row in table[2:]}
 
 
-def test_the_front_stands_with_search_and_confirmed_values_side_by_side(two: SearchRecord, tables: Any) -> None:
+def test_the_front_stands_with_search_and_confirmed_values_side_by_side(
+    two: SearchRecord, tables: Any, plain: Callable[[Markup | None], str]
+) -> None:
     view = search_view(two)
     rows = rows_by_setting(view, tables)
     front = non_dominated(two)
@@ -375,7 +350,7 @@ def test_repeats_are_shown_and_left_out_of_the_search_value(two: SearchRecord, t
     assert cell == f"{percent(found[1000])} repeats {100 * found[1001]:.1f}, {100 * found[1002]:.1f}"
 
 
-def test_one_objective_has_a_best_setting(one: SearchRecord) -> None:
+def test_one_objective_has_a_best_setting(one: SearchRecord, plain: Callable[[Markup | None], str]) -> None:
     feasible = [trial for trial in one.complete if not any(trial.violations)]
     best = min(feasible, key=lambda trial: trial.values or (1.0,))
     assert best.values is not None
@@ -391,7 +366,9 @@ def test_one_objective_has_a_best_setting(one: SearchRecord) -> None:
     assert "kept in the search" in text
 
 
-def test_from_five_seeds_up_a_difference_has_a_t_interval(one: SearchRecord) -> None:
+def test_from_five_seeds_up_a_difference_has_a_t_interval(
+    one: SearchRecord, plain: Callable[[Markup | None], str]
+) -> None:
     (number, *_) = one.confirmation.membership if one.confirmation else [0]
     text = plain(verdict_section(search_view(replace(one, confirmation=confirm(one, [number], seeds=6)))))
     assert "95 % t interval, 6 seeds" in text
@@ -440,7 +417,9 @@ def test_trials_of_other_conditions_are_not_compared_with_none() -> None:
     assert any("outside of the defense" in text for text in warnings(view))
 
 
-def test_nothing_feasible_is_said_and_the_nearest_misses_are_shown(tables: Any) -> None:
+def test_nothing_feasible_is_said_and_the_nearest_misses_are_shown(
+    tables: Any, plain: Callable[[Markup | None], str]
+) -> None:
     record = search(20, floors=("utility/val_accuracy >= 0.985", "membership/loss/auc <= 0.52"))
     view = search_view(record)
     assert plain(verdict_section(view)).startswith("Nothing feasible: no complete trial keeps every floor")
@@ -479,7 +458,7 @@ STATES: dict[str, tuple[SearchRecord, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_unfinished_and_unlucky_searches_have_a_page(state: str) -> None:
+def test_unfinished_and_unlucky_searches_have_a_page(state: str, read: Callable[[str], Any]) -> None:
     record, said, sections = STATES[state]
     structure = read(search_page.render(record))
     assert said in structure.text
@@ -488,7 +467,7 @@ def test_unfinished_and_unlucky_searches_have_a_page(state: str) -> None:
     assert said in " ".join(search_terminal.plain_text(record, 100).split())
 
 
-def test_without_a_baseline_values_stand_alone(tables: Any) -> None:
+def test_without_a_baseline_values_stand_alone(tables: Any, plain: Callable[[Markup | None], str]) -> None:
     record = search(12, floors=())
     record = replace(record, trials=tuple(replace(each, baseline={}) for each in record.trials))
     view = search_view(record)
@@ -515,7 +494,7 @@ def test_readers_are_warned_of_what_may_mislead(two: SearchRecord, one: SearchRe
     assert any("The confirmation holds nothing of trials" in text for text in warnings(search_view(lost)))
 
 
-def test_without_a_confirmation_the_flattery_is_said(two: SearchRecord) -> None:
+def test_without_a_confirmation_the_flattery_is_said(two: SearchRecord, plain: Callable[[Markup | None], str]) -> None:
     text = plain(verdict_section(search_view(replace(two, confirmation=None))))
     assert "Not confirmed. These are the values that settings were chosen by" in text
     assert "Chance to be on the front" not in text
@@ -549,7 +528,9 @@ def test_long_searches_fold_the_table() -> None:
     assert "<summary>121 trials</summary>" in str(trial_section(search_view(SearchRecord(made, many))))
 
 
-def test_the_protocol_stands_beside_what_the_confirmation_changed(two: SearchRecord, tables: Any) -> None:
+def test_the_protocol_stands_beside_what_the_confirmation_changed(
+    two: SearchRecord, tables: Any, plain: Callable[[Markup | None], str]
+) -> None:
     markup = str(protocol_section(search_view(two)))
     table, *_ = tables(markup)
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in table[1:]}
@@ -633,7 +614,7 @@ def test_leakage_goes_to_the_right_and_utility_up(
     assert [(across.title if across else None, up.title) for across, up in pairs] == axes
 
 
-def test_hypervolume_grows_to_that_of_the_whole_front(two: SearchRecord) -> None:
+def test_hypervolume_grows_to_that_of_the_whole_front(two: SearchRecord, plain: Callable[[Markup | None], str]) -> None:
     view = search_view(two)
     reference = search_figures.reference_point(view)
     values = np.array([each.values for each in two.complete])
@@ -727,7 +708,7 @@ def test_the_terminal_shows_differences_chances_and_floors_where_there_is_room(o
     assert "[red]" in search_terminal.plain_text(replace(one, header=replace(one.header, name="[red]x\x1b[2J")), 80)
 
 
-def test_a_weighted_sum_is_read_in_the_confirmation_as_well() -> None:
+def test_a_weighted_sum_is_read_in_the_confirmation_as_well(plain: Callable[[Markup | None], str]) -> None:
     text = f"min 0.5*membership/loss/auc + 0.5*{LEAK}"
     record = search(12, objectives=(text,), floors=())
     best = search_view(record).best[0].number

@@ -22,7 +22,7 @@ from oakum.report._inversion import (
     metrics_of,
     quantities,
 )
-from oakum.report._markup import Markup, join, tag
+from oakum.report._markup import Markup, folded, join, tag
 from oakum.report._numbers import number
 from oakum.report._overview import Overview, Setting, unit_of
 from oakum.report._palette import Look
@@ -127,15 +127,11 @@ def _attack(record: RunRecord, attack: str, view: Overview, styles: Looks) -> li
     columns = quantities(metrics_of(record, attack))
     groups = [group for group in dict.fromkeys(column.group for column in columns) if group.startswith(PRDC)]
     shown = [column for column in columns if column.group not in groups[1:]]
-    folded = [
-        tag(
-            "details",
-            tag("summary", group),
-            _table(record, attack, [one for one in columns if one.group == group], view, styles),
-        )
+    further = [
+        folded(group, _table(record, attack, [one for one in columns if one.group == group], view, styles))
         for group in groups[1:]
     ]
-    return [_table(record, attack, shown, view, styles), *_doubts(met(view.settings, attack), attack), *folded]
+    return [_table(record, attack, shown, view, styles), *_doubts(met(view.settings, attack), attack), *further]
 
 
 def _table(record: RunRecord, attack: str, columns: list[Quantity], view: Overview, styles: Looks) -> Markup:

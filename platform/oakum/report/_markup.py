@@ -36,5 +36,16 @@ def join(*children: Markup | str | None) -> Markup:
     return Markup("".join(child if isinstance(child, Markup) else _escaped(child) for child in children if child))
 
 
+def folded(title: str, *content: Markup | str | None, class_: str | None = None) -> Markup:
+    """Return content that a reader unfolds by its title."""
+    return tag("details", tag("summary", title), *content, class_=class_)
+
+
+def pairs(facts: dict[str, str]) -> Markup:
+    """Return names and what belongs to them as a list of two columns."""
+    entries = (join(tag("dt", name), tag("dd", value)) for name, value in facts.items())
+    return tag("dl", *entries, class_="pairs")
+
+
 def _escaped(text: str) -> str:
     return "\n".join(escape(printable(line), quote=True) for line in text.split("\n"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from oakum.records import RunRecord
 from oakum.report._evidence import EvidenceStore, attack_access
 from oakum.report._flags import VANILLA_SHADOW
-from oakum.report._markup import Markup, join, tag
+from oakum.report._markup import Markup, folded, join, tag
 from oakum.report._matrix import (
     ABOVE_CHANCE,
     INVERTED_AUC,
@@ -60,7 +60,7 @@ def matrix_section(record: RunRecord, view: Overview, styles: Looks, store: Evid
         by_class = matrix(record, view, "balanced_accuracy_per_class")
         if by_class is not None:
             title = "Balanced accuracy with a threshold for each class, %"
-            parts.append(tag("details", tag("summary", title), table(by_class), _flattered(by_class, view)))
+            parts.append(folded(title, table(by_class), _flattered(by_class, view)))
     rate = shared_rate(metric_keys(record), view.settings, "membership")
     rates = matrix(record, view, f"tpr_at_fpr_{rate}") if rate else None
     if rate and rates is not None:

@@ -86,6 +86,17 @@ def chance_text(column: Column) -> str:
     return "" if column.chance is None else f"chance {number(column.chance, column.unit)}"
 
 
+def aim_text(column: Column) -> str:
+    """Write which direction a defender wants, and the chance level; "" without either."""
+    aim = {"low": "lower is better", "high": "higher is better", "none": ""}[column.wants]
+    return ", ".join(part for part in (aim, chance_text(column)) if part)
+
+
+def difference_unit(column: Column) -> str:
+    """Write in what a column's differences are."""
+    return {"percent": "points", "seconds": "time"}.get(column.unit, "difference")
+
+
 def printable(text: str) -> str:
     """Replace control and direction-changing characters, which can rewrite what a terminal or a page shows."""
     return "".join(

@@ -9,7 +9,7 @@ import yaml
 
 from oakum.records import RunRecord
 from oakum.report._glossary import TERMS
-from oakum.report._markup import Markup, join, tag
+from oakum.report._markup import Markup, folded, join, pairs, tag
 from oakum.report._numbers import number
 from oakum.report._overview import Overview
 
@@ -20,15 +20,15 @@ def provenance(record: RunRecord, view: Overview) -> Markup:
         tag("h2", "Provenance and how to reproduce"),
         *_reproduce(record),
         tag("h3", "Data"),
-        _pairs(_data_facts(record)),
+        pairs(_data_facts(record)),
         tag("h3", "Code"),
-        _pairs({name: _plain(value) for name, value in record.code.items()}) if record.code else _nothing(),
+        pairs({name: _plain(value) for name, value in record.code.items()}) if record.code else _nothing(),
         tag("h3", "This execution"),
-        _pairs({name: number(value, "seconds") for name, value in record.seconds.items()})
+        pairs({name: number(value, "seconds") for name, value in record.seconds.items()})
         if record.seconds
         else tag("p", "Nothing had to run: every stage was in the store."),
-        _details("Configuration with every default filled in", _configuration(record)),
-        _details("Keys of every stage", _stage_table(record, view), "bulk"),
+        folded("Configuration with every default filled in", _configuration(record)),
+        folded("Keys of every stage", _stage_table(record, view), class_="bulk"),
     )
 
 
@@ -98,15 +98,6 @@ def _stage_table(record: RunRecord, view: Overview) -> Markup:
 
 def _key_cell(key: str) -> Markup:
     return tag("td", key, class_="text wrap key")
-
-
-def _details(title: str, content: Markup, class_: str | None = None) -> Markup:
-    return tag("details", tag("summary", title), content, class_=class_)
-
-
-def _pairs(facts: dict[str, str]) -> Markup:
-    entries = (join(tag("dt", name), tag("dd", value)) for name, value in facts.items())
-    return tag("dl", *entries, class_="pairs")
 
 
 def _nothing() -> Markup:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oakum.report._figure_style import styled, tick_format
 from oakum.report._palette import TEXT
 from oakum.report._search_marks import (
     best_numbers,
@@ -20,7 +21,6 @@ from oakum.report._search_marks import (
     wrapped,
 )
 from oakum.report._search_view import UNDEFENDED_LOOK, Reading, SearchView, is_number, search_view
-from oakum.report.figures import _format, _styled
 from oakum.search.records import SearchRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def landscape(record: SearchRecord) -> Figure | None:
     trials = [trial for trial in record.complete if all(is_number(trial.point.get(path)) for path in paths)]
     if len(paths) not in (1, 2) or not all(is_number(value) for value in values) or len(trials) < 2:
         return None
-    with _styled() as make:
+    with styled() as make:
         count = len(view.goals)
         figure = make(figsize=panel_size(count, 4.2), layout="constrained")
         axes = panel_axes(figure, count)
@@ -106,7 +106,7 @@ def _draw_contour(axis: Axes, mesh: Triangulation, values: NDArray[np.float64], 
     color = to_rgb(TEXT.light)
     colors = [(*color, float(share)) for share in (shares if goal.wants == "high" else shares[::-1])]
     filled = axis.tricontourf(mesh, values, levels=levels, colors=colors, zorder=1)
-    bar: Any = axis.figure.colorbar(filled, ax=axis, format=_format(goal.unit), pad=0.02)
+    bar: Any = axis.figure.colorbar(filled, ax=axis, format=tick_format(goal.unit), pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5)
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from oakum.report._figure_style import tick_format
 from oakum.report._numbers import printable
 from oakum.report._palette import PAPER, TEXT
 from oakum.report._search_view import GRID_LOOK, Reading, SearchView, look_of, parameter_name
-from oakum.report.figures import _format
 from oakum.search.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def draw_trial(axis: Axes, point: Point, trial: TrialRecord, best: dict[int, str
 def name_axis(set_label: Callable[..., Any], ruler: Any, reading: Reading, width: int) -> None:
     """Label an axis with what it shows and what is better, numbers in their unit."""
     set_label(f"{wrapped(reading.title, width)}\n{reading.aim}", linespacing=1.4)
-    ruler.set_major_formatter(_format(reading.unit))
+    ruler.set_major_formatter(tick_format(reading.unit))
 
 
 def name_parameter_axis(axis: Axes, which: str, path: str, view: SearchView) -> None:

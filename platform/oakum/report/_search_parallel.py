@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from oakum.report._figure_style import styled
 from oakum.report._labels import spread_out
 from oakum.report._numbers import number, printable
 from oakum.report._palette import MUTED, PAPER, TEXT
@@ -21,7 +22,6 @@ from oakum.report._search_view import (
     search_view,
     value_text,
 )
-from oakum.report.figures import _styled
 from oakum.search.records import SearchRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def parameters(record: SearchRecord) -> Figure | None:
         return None
     scales += [_reading_scale(reading, view) for reading in _readings(view)]
     has_missing = any(scale.place(trial) == _MISSING for scale in scales for trial in trials)
-    with _styled() as make:
+    with styled() as make:
         width = NARROW if len(scales) <= _MOST_NARROW_SCALES else max(WIDE, 1.3 * len(scales))
         figure = make(figsize=(width, 3.9), layout="constrained")
         axis = figure.subplots()

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from oakum.report._markup import Markup, join, tag
-from oakum.report._provenance import _details, _pairs
+from oakum.report._markup import Markup, folded, join, pairs, tag
 from oakum.report._search_view import GRID, SearchView, value_text
 from oakum.report._search_words import confirmation_seeds, counted, counts, listed, name_of
 from oakum.report._tables import plain_table
@@ -31,11 +30,11 @@ def protocol_section(view: SearchView) -> Markup:
         _protocol_table(view),
         *_notes(view),
         tag("h3", "The search"),
-        _pairs(_facts(view)),
+        pairs(_facts(view)),
         *_rungs(view),
-        _details("Space", _plain(header.space)),
-        _details("Experiment, as it was given", _plain(header.experiment)),
-        _details("What a trial runs, without its setting", _plain(header.trial)),
+        folded("Space", _plain(header.space)),
+        folded("Experiment, as it was given", _plain(header.experiment)),
+        folded("What a trial runs, without its setting", _plain(header.trial)),
     )
 
 
@@ -107,7 +106,7 @@ def _rungs(view: SearchView) -> list[Markup]:
         "A trial passes cheaper forms of the experiment first. At each, the best third of those measured so far goes "
         "on (ordered by front); decided once, when a trial arrives."
     )
-    return [tag("h3", "Rungs"), tag("p", text), _pairs(facts)]
+    return [tag("h3", "Rungs"), tag("p", text), pairs(facts)]
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:

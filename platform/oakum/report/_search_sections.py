@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from oakum.report import search_figures
 from oakum.report._marks import mark
-from oakum.report._markup import Markup, join, tag
-from oakum.report._numbers import DASH, number
+from oakum.report._markup import Markup, folded, join, tag
+from oakum.report._numbers import DASH, aim_text, number
 from oakum.report._search_landscape import landscape
 from oakum.report._search_parallel import parameters
 from oakum.report._search_verdict import broken
 from oakum.report._search_view import GRID, Reading, SearchView, look_of, parameter_name, point_text, value_text
 from oakum.report._search_words import listed, missed_text, one_line
-from oakum.report._sections import _MOST_OPEN_ROWS, _aim, _figure
-from oakum.report._tables import plain_table
+from oakum.report._sections import drawing
+from oakum.report._tables import MOST_OPEN_ROWS, plain_table
 from oakum.search.records import TrialRecord
 
 _MOST_PARAMETER_COLUMNS = 5
@@ -64,7 +64,7 @@ def front_section(view: SearchView) -> Markup | None:
         return None
     (across, up), *_ = search_figures.front_axes(view)
     title = "All trials" if across is None or len(view.goals) > 2 else f"All trials, {up.title} against {across.title}"
-    return join(tag("h2", title), _figure(figure, "front", _front_caption(view, across, up), f"{title}."))
+    return join(tag("h2", title), drawing(figure, "front", _front_caption(view, across, up), f"{title}."))
 
 
 def parameter_section(view: SearchView) -> Markup | None:
@@ -86,7 +86,7 @@ def parameter_section(view: SearchView) -> Markup | None:
         ("parameters", parameters(view.record), lines, "Parallel coordinates of all complete trials."),
         ("landscape", surface, marks, "Objectives over the searched parameters."),
     )
-    found = [_figure(figure, name, text, label) for name, figure, text, label in drawn if figure is not None]
+    found = [drawing(figure, name, text, label) for name, figure, text, label in drawn if figure is not None]
     return join(tag("h2", "What the parameters do"), *found) if found else None
 
 
@@ -107,7 +107,7 @@ def progress_section(view: SearchView) -> Markup | None:
             "Hypervolume of the front of all feasible trials up to each number; higher is better. Its reference is the "
             f"worst corner over all complete trials and 10 % of the range beyond it: {point}."
         )
-    return join(tag("h2", "Progress"), _figure(figure, "progress", text, "Progress of the search over its trials."))
+    return join(tag("h2", "Progress"), drawing(figure, "progress", text, "Progress of the search over its trials."))
 
 
 def trial_section(view: SearchView) -> Markup | None:
@@ -119,7 +119,9 @@ def trial_section(view: SearchView) -> Markup | None:
     head = [tag("th", "Trial", class_="text", scope="col")]
     head += [tag("th", parameter_name(path), scope="col") for path in paths]
     head += [] if paths else [tag("th", "Parameters", class_="text", scope="col")]
-    head += [tag("th", broken(goal.title), tag("small", _aim(view.column(goal))), scope="col") for goal in view.goals]
+    head += [
+        tag("th", broken(goal.title), tag("small", aim_text(view.column(goal))), scope="col") for goal in view.goals
+    ]
     head += [tag("th", broken(floor.text), tag("small", "missed by"), scope="col") for floor in view.floors]
     head += [tag("th", "State", class_="text", scope="col")]
     head += [tag("th", "Time", scope="col"), tag("th", "Stages", scope="col")]
@@ -131,8 +133,8 @@ def trial_section(view: SearchView) -> Markup | None:
     if any(trial.state != "complete" and trial.values is not None for trial in trials):
         caption += " Values in italics were measured at a lower rung."
     table = plain_table(tag("tr", *head), rows, caption, "values")
-    if len(trials) > _MOST_OPEN_ROWS:
-        table = tag("details", tag("summary", f"{len(trials):,} trials"), table, class_="bulk")
+    if len(trials) > MOST_OPEN_ROWS:
+        table = folded(f"{len(trials):,} trials", table, class_="bulk")
     return join(tag("h2", "Every trial"), table)
 
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from oakum.report._marks import mark
 from oakum.report._markup import Markup, join, tag
-from oakum.report._numbers import interval_text, number, range_text, values_text
+from oakum.report._numbers import aim_text, difference_unit, interval_text, number, range_text, values_text
 from oakum.report._overview import BASELINE, Column, Unit, unit_of
 from oakum.report._search_view import UNDEFENDED_LOOK, Reading, SearchView, look_of, point_text
 from oakum.report._search_words import caveat, chance_to_lead, counted, failures, floor_outcome, headline
-from oakum.report._sections import _aim, _difference_unit
-from oakum.report._tables import _SEEDS_ON_LINE, _with_interval, matrix_table
-from oakum.report._verdict import _chip, tone
+from oakum.report._tables import SEEDS_ON_LINE, matrix_table, value_with_interval
+from oakum.report._verdict import outcome_text, tone
 from oakum.report.statistics import Spread
 from oakum.search.records import TrialRecord
 
@@ -97,7 +96,7 @@ def _difference_finding(view: SearchView, column: Column, trial: TrialRecord) ->
     color = tone(column, difference, setting)
     seeds = values_text(difference.values.values(), column.unit, sign=True)
     figure = number(difference.mean, column.unit, sign=True)
-    return _finding(title, figure, _chip(difference, column), color, f"Paired per seed: {seeds}.")
+    return _finding(title, figure, outcome_text(difference, column), color, f"Paired per seed: {seeds}.")
 
 
 def _bound_finding(view: SearchView, bound: Reading, trial: TrialRecord) -> Markup:
@@ -162,12 +161,12 @@ def _common_interval(columns: list[Column]) -> str | None:
 def _group_head(view: SearchView, goal: Reading, column: Column, width: int) -> Markup:
     is_other = _is_confirmed(view) and goal.confirmed_title != goal.title
     on = f"confirmed: {goal.confirmed_title}" if is_other else ""
-    small = "; ".join(part for part in (_aim(column), on) if part)
+    small = "; ".join(part for part in (aim_text(column), on) if part)
     return tag("th", broken(goal.title), tag("small", small), class_="group", scope="colgroup", colspan=width)
 
 
 def _difference_head(column: Column) -> Markup:
-    return tag("th", "Minus none", _small(_difference_unit(column)), scope="col")
+    return tag("th", "Minus none", _small(difference_unit(column)), scope="col")
 
 
 def _setting_row(view: SearchView, trial: TrialRecord, columns: list[Column], common: str | None) -> Markup:
@@ -219,8 +218,8 @@ def _minus_cell(view: SearchView, trial: TrialRecord, column: Column, common: st
 def _seed_lines(values: dict[int, float], unit: Unit, *, sign: bool = False) -> list[str]:
     """Write every seed's value, a few on each line."""
     found = list(values.values())
-    starts = range(0, len(found), _SEEDS_ON_LINE)
-    return [values_text(found[start : start + _SEEDS_ON_LINE], unit, sign=sign) for start in starts]
+    starts = range(0, len(found), SEEDS_ON_LINE)
+    return [values_text(found[start : start + SEEDS_ON_LINE], unit, sign=sign) for start in starts]
 
 
 def _baseline_cell(view: SearchView, reading: Reading) -> Markup:
@@ -252,7 +251,7 @@ def _spread_cell(values: Spread, reading: Reading) -> Markup:
         return _missing_cell("; ".join(values.reasons) or "not measured")
     key = reading.objective.keys[0]
     metric = key if unit_of(key) == reading.unit else ""
-    seeds = [f"seed {seed}: {_with_interval(values, seed, metric)}" for seed in values.values]
+    seeds = [f"seed {seed}: {value_with_interval(values, seed, metric)}" for seed in values.values]
     seeds += [f"seed {seed}: missing, {reason}" for seed, reason in values.unresolved.items()]
     smalls = [range_text(values, reading.unit)]
     smalls += _seed_lines(values.values, reading.unit) if len(values.values) > 1 else []

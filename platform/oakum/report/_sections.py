@@ -19,11 +19,11 @@ from oakum.report._evidence import (
     reconstructions_by_attack,
 )
 from oakum.report._marks import mark, strip
-from oakum.report._markup import Markup, join, tag, void
-from oakum.report._numbers import chance_text, interval_text, mean_text, number, range_text, values_text
+from oakum.report._markup import Markup, folded, join, tag, void
+from oakum.report._numbers import aim_text, difference_unit, interval_text, mean_text, number, range_text, values_text
 from oakum.report._overview import Column, Overview, Setting, metric_keys, topic_of, unit_of
 from oakum.report._palette import Look
-from oakum.report._tables import plain_table, row_head
+from oakum.report._tables import MOST_OPEN_ROWS, plain_table, row_head
 from oakum.report._verdict import tone
 from oakum.report.statistics import Spread, spread
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 Looks = dict[str, Look]
 
-_MOST_OPEN_ROWS = 120
 _TOPICS = {
     "utility": "Utility",
     "membership": "Membership, average record",
@@ -51,7 +50,7 @@ def glance_section(view: Overview, styles: Looks) -> Markup | None:
     if not view.columns:
         return None
     head = [tag("th", "Setting", class_="text", scope="col")]
-    head += [tag("th", column.title, tag("small", _aim(column)), scope="col") for column in view.columns]
+    head += [tag("th", column.title, tag("small", aim_text(column)), scope="col") for column in view.columns]
     rows = []
     for setting in view.settings:
         cells = [_glance_cell(column, setting, styles) for column in view.columns]
@@ -60,11 +59,6 @@ def glance_section(view: Overview, styles: Looks) -> Markup | None:
         "Mean, each seed as a dot, range of seeds. The dashed line is chance. Within a column all rows share a scale."
     )
     return join(tag("h2", "At a glance"), plain_table(tag("tr", *head), rows, caption))
-
-
-def _aim(column: Column) -> str:
-    aim = {"low": "lower is better", "high": "higher is better", "none": ""}[column.wants]
-    return ", ".join(part for part in (aim, chance_text(column)) if part)
 
 
 def _glance_cell(column: Column, setting: Setting, styles: Looks) -> Markup:
@@ -100,7 +94,7 @@ def difference_section(view: Overview, styles: Looks) -> Markup | None:
     if view.baseline is None or not others or not columns:
         return None
     head = [tag("th", "Setting", class_="text", scope="col")]
-    head += [tag("th", column.title, tag("small", _difference_unit(column)), scope="col") for column in columns]
+    head += [tag("th", column.title, tag("small", difference_unit(column)), scope="col") for column in columns]
     names = {
         column.differences[setting.label].label
         for column in columns
@@ -119,10 +113,6 @@ def difference_section(view: Overview, styles: Looks) -> Markup | None:
     )
     heading = tag("h2", f"Differences to {view.baseline.label}, paired per seed")
     return join(heading, plain_table(tag("tr", *head), rows, caption))
-
-
-def _difference_unit(column: Column) -> str:
-    return {"percent": "points", "seconds": "time"}.get(column.unit, "difference")
 
 
 def _difference_cell(column: Column, setting: Setting, common: str | None) -> Markup:
@@ -153,7 +143,7 @@ def roc_section(record: RunRecord, store: EvidenceStore) -> Markup | None:
         figure = figures.roc(record, store, where)
         if figure is not None:
             alternative = f"ROC curves on logarithmic axes, {title.lower()}, one panel for each setting."
-            parts += [tag("h3", title), _figure(figure, f"roc-{where}", None, alternative)]
+            parts += [tag("h3", title), drawing(figure, f"roc-{where}", None, alternative)]
     heading = tag("h2", "ROC curves of the strongest membership attack")
     return join(heading, tag("p", lead, class_="lead"), *parts) if parts else None
 
@@ -265,8 +255,8 @@ def value_section(record: RunRecord, view: Overview, styles: Looks) -> Markup | 
             tag("th", title, scope="col", class_="text" if place < 2 else None) for place, title in enumerate(head)
         ]
         table = plain_table(tag("tr", *cells), rows, None, "values measured")
-        if len(rows) > _MOST_OPEN_ROWS:
-            parts.append(tag("details", tag("summary", f"{_TOPICS[topic]}: {len(rows):,} rows"), table, class_="bulk"))
+        if len(rows) > MOST_OPEN_ROWS:
+            parts.append(folded(f"{_TOPICS[topic]}: {len(rows):,} rows", table, class_="bulk"))
         else:
             parts += [tag("h3", _TOPICS[topic]), table]
     lead = "Small numbers below a value are the interval inside that seed, over records or identities."
@@ -320,10 +310,11 @@ def training_section(record: RunRecord, store: EvidenceStore) -> Markup | None:
 def _figure_section(figure: Figure | None, name: str, title: str, caption: str, alternative: str) -> Markup | None:
     if figure is None:
         return None
-    return join(tag("h2", title), _figure(figure, name, caption, alternative))
+    return join(tag("h2", title), drawing(figure, name, caption, alternative))
 
 
-def _figure(figure: Figure, name: str, caption: str | None, alternative: str) -> Markup:
+def drawing(figure: Figure, name: str, caption: str | None, alternative: str) -> Markup:
+    """Return a figure with its caption; `alternative` says what it shows to those who do not see it."""
     plot = tag("div", Markup(figures.to_svg(figure, name)), class_="plot", role="img", aria_label=alternative)
     narrow = "narrow" if figure.get_figwidth() < 8 else None
     return tag("figure", plot, tag("figcaption", caption) if caption else None, class_=narrow)

@@ -9,7 +9,9 @@ from oakum.report._overview import Overview, Setting, Unit, unit_of
 from oakum.report._palette import Look
 from oakum.report.statistics import Spread
 
-_SEEDS_ON_LINE = 3
+SEEDS_ON_LINE = 3
+# A longer table is folded.
+MOST_OPEN_ROWS = 120
 
 
 def plain_table(head: Markup, rows: list[Markup], caption: str | None, class_: str | None = None) -> Markup:
@@ -61,7 +63,7 @@ def figure_cell(
         text = mean_text(values, unit) if values.state == "unresolved" else "\N{EN DASH}"
         title = "; ".join(values.reasons) or "not measured"
         return tag("td", tag("span", text, class_="none"), title=title, class_=class_)
-    listed = [f"seed {seed}: {_with_interval(values, seed, metric)}" for seed in values.values]
+    listed = [f"seed {seed}: {value_with_interval(values, seed, metric)}" for seed in values.values]
     listed += [f"seed {seed}: unresolved, {reason}" for seed, reason in values.unresolved.items()]
     listed += [f"flag: {flag}" for flag in flags]
     return tag(
@@ -83,12 +85,13 @@ def _seeds(values: Spread, unit: Unit) -> Markup | None:
     """Return every resolved seed, a few on each line; None for a single one."""
     count, missing = len(values.values), len(values.unresolved)
     texts = [number(value, unit, mark=False) for value in values.values.values()]
-    lines = [", ".join(texts[start : start + _SEEDS_ON_LINE]) for start in range(0, count, _SEEDS_ON_LINE)]
+    lines = [", ".join(texts[start : start + SEEDS_ON_LINE]) for start in range(0, count, SEEDS_ON_LINE)]
     parts = [tag("small", line, class_="seeds") for line in lines if count > 1]
     return join(*parts, tag("small", f"{count} of {count + missing} seeds") if missing else None)
 
 
-def _with_interval(values: Spread, seed: int, metric: str) -> str:
+def value_with_interval(values: Spread, seed: int, metric: str) -> str:
+    """Write the value of a seed and, in brackets, the interval inside it where one is known."""
     unit = unit_of(metric)
     text = number(values.values[seed], unit)
     interval = values.intervals.get(seed)

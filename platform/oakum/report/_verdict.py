@@ -119,7 +119,7 @@ def _finding(column: Column, setting: Setting, view: Overview, title: str) -> Fi
     parts.append(_at_chance(column, measurement))
     figure = number(difference.mean, column.unit, sign=True)
     sentence = " ".join(part for part in parts if part)
-    chip = _chip(difference, column) if is_ranked(column, setting) else "unranked: no label-only attack"
+    chip = outcome_text(difference, column) if is_ranked(column, setting) else "unranked: no label-only attack"
     return Finding(title, figure, chip, tone(column, difference, setting), sentence)
 
 
@@ -154,7 +154,8 @@ def _at_chance(column: Column, measurement: Measurement) -> str:
     return f"Not told apart from chance in {where}."
 
 
-def _chip(difference: Difference, column: Column) -> str:
+def outcome_text(difference: Difference, column: Column) -> str:
+    """Write what the seeds settle of a difference, in a few words."""
     count = len(difference.values)
     direction = difference.direction
     if direction in ("lower", "higher"):

@@ -6,11 +6,7 @@ nothing to draw. Every seed is shown; colors and marks per setting are those of 
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +21,11 @@ from oakum.report._evidence import (
     reconstructions_by_attack,
     roc_of,
 )
+from oakum.report._figure_style import export, styled, tick_format
 from oakum.report._labels import place_labels, spread_out
 from oakum.report._numbers import printable
 from oakum.report._overview import Column, Overview, overview
-from oakum.report._palette import ALL_INKS, GRID, MUTED, PAPER, SHADE, TEXT, Look, looks
+from oakum.report._palette import ALL_INKS, MUTED, PAPER, SHADE, Look, looks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,37 +35,6 @@ if TYPE_CHECKING:
 
 REAL_EXAMPLES = 3
 _CROWDED = 8
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 9,
-    "text.parse_math": False,
-    "text.color": TEXT.light,
-    "axes.edgecolor": MUTED.light,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": TEXT.light,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.7,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "figure.facecolor": PAPER.light,
-    "grid.color": GRID.light,
-    "grid.linewidth": 0.6,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-    "xtick.color": MUTED.light,
-    "ytick.color": MUTED.light,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-}
 
 
 def utility_leakage(record: RunRecord) -> Figure | None:
@@ -79,7 +45,7 @@ def utility_leakage(record: RunRecord) -> Figure | None:
     columns = [column for name in names if (column := view.column(name)) is not None and _has_numbers(column)]
     if utility is None or not columns or not _has_numbers(utility):
         return None
-    with _styled() as make:
+    with styled() as make:
         width, height = (3.55 * max(len(columns), 2), 3.5)
         if len(view.settings) > _CROWDED:
             width, height = (max(width, 10.0), 5.6)
@@ -89,7 +55,7 @@ def utility_leakage(record: RunRecord) -> Figure | None:
         for axis, column in zip(axes, columns, strict=True):
             _utility_panel(axis, utility, column, view)
         axes[0].set_ylabel("Test accuracy")
-        axes[0].yaxis.set_major_formatter(_format("percent"))
+        axes[0].yaxis.set_major_formatter(tick_format("percent"))
         figure.canvas.draw()
         for axis, column in zip(axes, columns, strict=True):
             means = [(look.label, _mean_point(utility, column, label)) for label, look in looks(view).items()]
@@ -115,7 +81,7 @@ def roc(record: RunRecord, store: EvidenceStore, where: str = "clean") -> Figure
             curves[setting.label] = kept
     if not curves:
         return None
-    with _styled() as make:
+    with styled() as make:
         width = 6 if len(curves) > _CROWDED else 4 if len(curves) in (4, 7, 8) else min(len(curves), 3)
         height = -(-len(curves) // width)
         size = {4: 2.75, 6: 1.95}.get(width, 3.3)
@@ -146,7 +112,7 @@ def training_curves(record: RunRecord, store: EvidenceStore) -> Figure | None:
     shown = [name for name in titles if any(name in curves for runs in histories.values() for curves in runs)]
     if not shown:
         return None
-    with _styled() as make:
+    with styled() as make:
         height = max(3.1, 1.0 + 0.15 * len(view.settings))
         figure = make(figsize=(3.55 * max(len(shown), 2), height), layout="constrained")
         axes = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -156,7 +122,7 @@ def training_curves(record: RunRecord, store: EvidenceStore) -> Figure | None:
             axis.set_title(titles[name])
             axis.set_xlabel("Epoch")
             if name.endswith("accuracy"):
-                axis.yaxis.set_major_formatter(_format("percent"))
+                axis.yaxis.set_major_formatter(tick_format("percent"))
     return figure
 
 
@@ -173,7 +139,7 @@ def reconstructions(
     count = min(REAL_EXAMPLES, max((len(images) for images in real_images.values()), default=0))
     widths = [count + len(next(iter(rows.values()))) for rows in blocks.values()]
     heights = [0.95 * len(rows) + (0.8 if len(blocks) > 1 else 0.5) for rows in blocks.values()]
-    with _styled() as make:
+    with styled() as make:
         figure = make(figsize=(0.95 * max(widths) + 0.5, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
         for part, (attack, rows) in zip(parts, blocks.items(), strict=True):
@@ -228,7 +194,7 @@ def write(
             continue
         for form in formats:
             path = folder / f"{name}.{form}"
-            path.write_bytes(_export(figure, form, name))
+            path.write_bytes(export(figure, form, name))
             written.append(path)
     return written
 
@@ -238,7 +204,7 @@ def to_svg(figure: Figure, name: str) -> str:
 
     `name` makes the element's ids unique within a page.
     """
-    text = _export(figure, "svg", name).decode()
+    text = export(figure, "svg", name).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     # Only inside tags: a label may read `id="x"` or `fill: #1c2128` and must stay as it is.
@@ -250,44 +216,6 @@ def _themed(element: str, name: str) -> str:
     for ink in ALL_INKS:
         element = re.sub(rf"((?:fill|stroke|color): ?){ink.light}\b", rf"\1var(--{ink.variable})", element)
     return element
-
-
-def _export(figure: Figure, form: str, name: str) -> bytes:
-    import matplotlib
-
-    stream = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-    face = "none" if form == "svg" else PAPER.light
-    # An SVG's text takes the page's font; room is measured with a wide one so that no system's font overflows.
-    style: Any = {**_STYLE, "svg.hashsalt": name}
-    if form == "svg":
-        style["font.sans-serif"] = ["DejaVu Sans"]
-    with matplotlib.rc_context(style), _any_script():
-        figure.savefig(stream, format=form, metadata=metadata, dpi=200, facecolor=face)
-    return stream.getvalue()
-
-
-@contextmanager
-def _styled() -> Iterator[Callable[..., Figure]]:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    def make(**arguments: Any) -> Figure:
-        figure = Figure(**arguments)
-        FigureCanvasAgg(figure)
-        return figure
-
-    with matplotlib.rc_context(_STYLE), _any_script():
-        yield make
-
-
-@contextmanager
-def _any_script() -> Iterator[None]:
-    """Let labels hold characters that no installed font has; a browser draws them, a PNG shows a box."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
 
 
 def _utility_panel(axis: Axes, utility: Column, column: Column, view: Overview) -> None:
@@ -305,7 +233,7 @@ def _utility_panel(axis: Axes, utility: Column, column: Column, view: Overview) 
         axis.axvline(column.chance, color=MUTED.light, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axis.annotate("chance", (column.chance, 0), xycoords=("data", "axes fraction"), xytext=(0, -18),
                       textcoords="offset points", fontsize=8, color=MUTED.light, ha="center", va="top")  # fmt: skip
-    axis.xaxis.set_major_formatter(_format(column.unit))
+    axis.xaxis.set_major_formatter(tick_format(column.unit))
     axis.locator_params(axis="x", nbins=5)
     axis.set_title(
         column.title + (" (strongest attack)" if column.names_attack and "strong" not in column.title else "")
@@ -349,8 +277,8 @@ def _roc_panel(axis: Axes, label: str, curves: dict[str, list[Roc]], column: Col
     title = f"{look.label}\n{printable(attack)} attack" if column.names_attack else look.label
     size = None if len(curves) <= _CROWDED else 7.5
     axis.set_title(title, color=look.ink.light, fontweight="bold", fontsize=size, linespacing=1.35)
-    axis.xaxis.set_major_formatter(_format("percent"))
-    axis.yaxis.set_major_formatter(_format("percent"))
+    axis.xaxis.set_major_formatter(tick_format("percent"))
+    axis.yaxis.set_major_formatter(tick_format("percent"))
     axis.minorticks_off()
 
 
@@ -402,9 +330,3 @@ def _all_points(axis: Axes) -> list[tuple[float, float]]:
 
 def _has_numbers(column: Column) -> bool:
     return any(measurement.spread.values for measurement in column.measurements.values())
-
-
-def _format(unit: str) -> Callable[[float, float], str]:
-    if unit == "percent":
-        return lambda value, _: f"{100 * value:g} %"
-    return lambda value, _: f"{value:g}"

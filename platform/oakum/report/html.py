@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oakum.records import RunRecord
 from oakum.report import _sections as sections
+from oakum.report._document import document, flag_places, write_document
 from oakum.report._evidence import EvidenceStore, measured_at, missing_stages
-from oakum.report._flags import Flag
 from oakum.report._inversion_section import inversion_section
-from oakum.report._markup import Markup, tag, void
+from oakum.report._markup import Markup, tag
 from oakum.report._matrix_section import matrix_section
 from oakum.report._overview import Overview, overview
 from oakum.report._palette import looks
 from oakum.report._provenance import glossary, provenance
 from oakum.report._small_tables import loss_section, privacy_section
-from oakum.report._style import sheet
 from oakum.report._verdict_section import verdict_section
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-# Even if escaping failed somewhere, a browser would run and load nothing.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def write(
@@ -47,15 +42,7 @@ def write(
         OSError: `out` cannot be written.
         oakum.store.DamagedEntryError: evidence does not match its checksum.
     """
-    page = render(record, store, real_images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return out
+    return write_document(render(record, store, real_images), out)
 
 
 def render(
@@ -87,22 +74,7 @@ def render(
     main = tag("main", sections_of_page[0], notices, *sections_of_page[1:], id="content")
     head = _head(record, view, store, navigation)
     page = tag("div", head, main, _footer(record), class_="page")
-    return _document(record.name, page)
-
-
-def _document(title: str, page: Markup) -> str:
-    head = tag(
-        "head",
-        void("meta", charset="utf-8"),
-        void("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        void("meta", name="color-scheme", content="light dark"),
-        void("meta", name="generator", content="oakum"),
-        tag("title", f"{title}: privacy report"),
-        tag("style", Markup(sheet())),
-    )
-    body = tag("body", tag("a", "Skip to the findings", href="#content", class_="skip"), page)
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document(f"{record.name}: privacy report", page)
 
 
 def _head(record: RunRecord, view: Overview, store: EvidenceStore, navigation: Markup) -> Markup:
@@ -131,18 +103,11 @@ def _notices(view: Overview, missing: int) -> Markup | None:
     )
     groups = (
         ("Warnings", [tag("p", message) for message in [*view.warnings, *gone]]),
-        ("Flags: distrust these numbers", [_flag(flag) for flag in view.flags]),
+        ("Flags: distrust these numbers", [flag_places(flag) for flag in view.flags]),
         ("Unresolved: the sample supports no number", [tag("p", message) for message in view.unresolved]),
     )
     entries = [tag("div", tag("dt", title), tag("dd", *messages)) for title, messages in groups if messages]
     return tag("aside", tag("dl", *entries), class_="notice", aria_label="Warnings") if entries else None
-
-
-def _flag(flag: Flag) -> Markup:
-    """Return a flag with its places, folded where they are many."""
-    if not flag.has_many_places:
-        return tag("p", flag.line)
-    return tag("details", tag("summary", flag.counted), *(tag("p", place) for place in flag.listed))
 
 
 def _date(timestamp: float | None) -> str:

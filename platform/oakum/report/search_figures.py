@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from oakum.report._figure_style import export, styled
 from oakum.report._labels import place_labels
 from oakum.report._palette import MUTED, PAPER, SHADE
 from oakum.report._search_landscape import draw_undefended_level, landscape
@@ -37,7 +38,6 @@ from oakum.report._search_view import (
     costs_of,
     search_view,
 )
-from oakum.report.figures import _export, _styled
 from oakum.search.objectives import fronts, hypervolume
 from oakum.search.records import SearchRecord, TrialRecord
 
@@ -72,7 +72,7 @@ def front(record: SearchRecord) -> Figure | None:
     if not view.record.complete:
         return None
     pairs = front_axes(view)
-    with _styled() as make:
+    with styled() as make:
         figure = make(figsize=panel_size(len(pairs), 4.9), layout="constrained")
         axes = panel_axes(figure, len(pairs))
         for axis, (across, up) in zip(axes, pairs, strict=True):
@@ -90,7 +90,7 @@ def progress(record: SearchRecord) -> Figure | None:
     if not record.complete:
         return None
     last = max(trial.number for trial in record.trials)
-    with _styled() as make:
+    with styled() as make:
         figure = make(figsize=(NARROW, 3.2), layout="constrained")
         axis = figure.subplots()
         if len(view.goals) == 1:
@@ -116,7 +116,7 @@ def write(record: SearchRecord, folder: Path, formats: tuple[str, ...] = ("png",
     for name, figure in drawn.items():
         for form in formats:
             path = folder / f"{name}.{form}"
-            path.write_bytes(_export(figure, form, name))
+            path.write_bytes(export(figure, form, name))
             written.append(path)
     return written
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from oakum.report import _search_sections as sections
+from oakum.report._document import document, flag_places, write_document
 from oakum.report._flags import gather
 from oakum.report._markup import Markup, tag
 from oakum.report._search_protocol import protocol_section
 from oakum.report._search_verdict import verdict_section
 from oakum.report._search_view import GRID, SearchView, search_view
 from oakum.report._search_words import counts, data_name, sentence, warnings
-from oakum.report.html import _document, _flag
 from oakum.search.records import SearchRecord
 
 
@@ -22,15 +21,7 @@ def write(record: SearchRecord, out: Path) -> Path:
     Raises:
         OSError: `out` cannot be written.
     """
-    page = render(record)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return out
+    return write_document(render(record), out)
 
 
 def render(record: SearchRecord) -> str:
@@ -49,7 +40,8 @@ def render(record: SearchRecord) -> str:
     navigation = tag("nav", *(tag("a", title, href=f"#{anchor}") for anchor, title, _ in shown), aria_label="Sections")
     parts = [tag("section", content, id=anchor, aria_label=title) for anchor, title, content in shown]
     main = tag("main", _notices(view), *parts, id="content")
-    return _document(record.header.name, tag("div", _head(view, navigation), main, _footer(view), class_="page"))
+    page = tag("div", _head(view, navigation), main, _footer(view), class_="page")
+    return document(f"{record.header.name}: search report", page)
 
 
 def _head(view: SearchView, navigation: Markup) -> Markup:
@@ -80,7 +72,7 @@ def _notices(view: SearchView) -> Markup | None:
     groups = (
         ("Warnings", [tag("p", text) for text in warnings(view)]),
         ("Notes", [tag("p", text) for text in view.record.header.notes]),
-        ("Flags of the confirmation: distrust these numbers", [_flag(flag) for flag in flags]),
+        ("Flags of the confirmation: distrust these numbers", [flag_places(flag) for flag in flags]),
     )
     entries = [tag("div", tag("dt", title), tag("dd", *texts)) for title, texts in groups if texts]
     return tag("aside", tag("dl", *entries), class_="notice", aria_label="Warnings") if entries else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from oakum.report._console import FirstThatFits, difference_detail, empty_table, to_plain_text
 from oakum.report._numbers import number, printable, range_text
 from oakum.report._overview import BASELINE
 from oakum.report._search_view import Reading, SearchView, point_text, search_view
@@ -27,7 +27,6 @@ from oakum.report._search_words import (
 )
 from oakum.report._verdict import tone
 from oakum.report.statistics import Spread
-from oakum.report.terminal import _ASCII, _Adaptive, _difference_detail, _table
 from oakum.search.records import SearchRecord, TrialRecord
 
 _STYLES = {"good": "green", "bad": "red", "neutral": ""}
@@ -68,7 +67,7 @@ def render(record: SearchRecord) -> Group:
         columns = _columns(view)
         spare = [column for column in columns if not column.is_spare]
         tables = [_trial_table(view, columns), _trial_table(view, spare)]
-        parts += [Text(_legend(view), style="dim"), Text(""), _Adaptive(tables, _trial_list(view, columns))]
+        parts += [Text(_legend(view), style="dim"), Text(""), FirstThatFits(tables, _trial_list(view, columns))]
         left = len(view.shown) - _MOST_ROWS
         parts += [Text(f"and {left} more in the report", style="dim")] if left > 0 else []
     parts += _notes(view)
@@ -80,11 +79,7 @@ def plain_text(record: SearchRecord, width: int = 100) -> str:
 
     Only names and messages from the record can hold characters outside ASCII.
     """
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
-    console.print(render(record))
-    lines = stream.getvalue().translate(_ASCII).splitlines()
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return to_plain_text(render(record), width)
 
 
 def _title(view: SearchView) -> Text:
@@ -169,13 +164,13 @@ def _difference(view: SearchView, goal: Reading, trial: TrialRecord) -> _Said:
     difference, column = view.difference(goal, trial), view.column(goal)
     if difference.mean is None:
         return _Said(("no pair",)) if view.record.confirmation is None or trial.number in view.confirmed else _Said()
-    details = _difference_detail(column, difference).split("\n") if len(difference.values) > 1 else []
+    details = difference_detail(column, difference).split("\n") if len(difference.values) > 1 else []
     style = _STYLES[tone(column, difference, view.setting(trial))]
     return _Said((number(difference.mean, goal.unit, sign=True, mark=False), *details), style)
 
 
 def _trial_table(view: SearchView, columns: list[_Column]) -> Table:
-    table = _table("trial")
+    table = empty_table("trial")
     for column in columns:
         table.add_column(Text(column.heading, justify="right"), justify="right", no_wrap=True)
     if view.has_undefended:

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement as Width
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from oakum.records import RunRecord
-from oakum.report._numbers import (
-    DASH,
-    MINUS,
-    SPACE,
-    chance_text,
-    interval_text,
-    mean_text,
-    number,
-    printable,
-    range_text,
-    values_text,
-)
+from oakum.report._console import FirstThatFits, difference_detail, empty_table, to_plain_text
+from oakum.report._numbers import chance_text, mean_text, number, printable, range_text
 from oakum.report._overview import Column, Overview, Setting, metric_keys, overview
 from oakum.report._verdict import tone
 from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, paired_difference, spread
 
-_ASCII = str.maketrans(
-    {
-        SPACE: " ",
-        MINUS: "-",
-        DASH: "-",
-        "\N{BULLET}": "*",
-        "\N{MULTIPLICATION SIGN}": "x",
-        "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
-    }
-)
 _COMPACT_LEAVES_OUT = ("membership_loss_auc", "train_seconds")
 # More settings are written without the ranges and single seeds, which the report and the JSON hold.
 _MOST_FULL_ROWS = 6
@@ -64,13 +41,13 @@ def render(record: RunRecord) -> Group:
     tables = [_main_table(view, list(view.columns)), _main_table(view, compact)]
     if _is_short(view):
         tables.append(_main_table(view, compact, names_attacks=False))
-    parts: list[RenderableType] = [_title(record, view), _Adaptive(tables, _main_list(view))]
+    parts: list[RenderableType] = [_title(record, view), FirstThatFits(tables, _main_list(view))]
     if view.baseline is not None and len(view.settings) > 1:
         parts += [Text(""), _difference_heading(view)]
         compared = [column for column in view.columns if column.topic != "cost"]
         smaller = [column for column in compared if column in compact]
         tables = [_difference_table(view, compared), _difference_table(view, smaller)]
-        parts.append(_Adaptive(tables, _difference_list(view, compared)))
+        parts.append(FirstThatFits(tables, _difference_list(view, compared)))
     parts += _notes(view)
     return Group(*parts)
 
@@ -80,11 +57,7 @@ def plain_text(record: RunRecord, width: int = 100) -> str:
 
     Only labels and messages from the record can hold characters outside ASCII.
     """
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
-    console.print(render(record))
-    lines = stream.getvalue().translate(_ASCII).splitlines()
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return to_plain_text(render(record), width)
 
 
 def summary(record: RunRecord) -> dict[str, Any]:
@@ -148,22 +121,6 @@ def _difference_json(difference: Difference) -> dict[str, Any]:
     }
 
 
-class _Adaptive:
-    """The first of several tables that fits the console, else the list that says the same."""
-
-    def __init__(self, tables: list[Table], fallback: RenderableType) -> None:
-        self.tables = tables
-        self.fallback = fallback
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        unlimited = options.update(max_width=10_000)
-        for table in self.tables:
-            if Width.get(console, unlimited, table).maximum <= options.max_width:
-                yield table
-                return
-        yield self.fallback
-
-
 def _title(record: RunRecord, view: Overview) -> Text:
     seeds = len(view.seeds)
     settings = len(view.settings)
@@ -183,12 +140,6 @@ def _is_short(view: Overview) -> bool:
     return len(view.settings) > _MOST_FULL_ROWS
 
 
-def _table(first: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
-    table.add_column(first, overflow="fold", max_width=28, vertical="top")
-    return table
-
-
 def _heading(column: Column) -> Text:
     title = _HEADINGS.get(column.name) or column.title.replace(" at ", " at\n")
     heading = Text(title, justify="right")
@@ -198,7 +149,7 @@ def _heading(column: Column) -> Text:
 
 
 def _main_table(view: Overview, columns: list[Column], *, names_attacks: bool = True) -> Table:
-    table = _table("setting")
+    table = empty_table("setting")
     for column in columns:
         table.add_column(_heading(column), justify="right", no_wrap=True)
     for setting in view.settings:
@@ -268,7 +219,7 @@ def _others(view: Overview) -> list[Setting]:
 
 
 def _difference_table(view: Overview, columns: list[Column]) -> Table:
-    table = _table("setting")
+    table = empty_table("setting")
     for column in columns:
         heading = Text(_HEADINGS.get(column.name) or column.title.replace(" at ", " at\n"), justify="right")
         if column.unit == "percent":
@@ -288,14 +239,8 @@ def _difference_cell(column: Column, setting: Setting, *, is_short: bool) -> Tex
     text = Text(mean, style=_style(column, setting))
     if is_short:
         return text.append("*" if difference.direction in ("lower", "higher") else " ")
-    text.append(f"\n{_difference_detail(column, difference)}", style="dim")
+    text.append(f"\n{difference_detail(column, difference)}", style="dim")
     return text
-
-
-def _difference_detail(column: Column, difference: Difference) -> str:
-    if len(difference.values) >= SEEDS_FOR_INTERVAL:
-        return interval_text(difference, column.unit)
-    return values_text(difference.values.values(), column.unit, sign=True).replace(", ", "\n")
 
 
 def _style(column: Column, setting: Setting) -> str:
@@ -314,7 +259,7 @@ def _difference_list(view: Overview, columns: list[Column]) -> Text:
                 lines.append("no pair\n", style="dim")
                 continue
             lines.append(number(difference.mean, column.unit, sign=True), style=_style(column, setting))
-            detail = _difference_detail(column, difference).replace("\n", " ")
+            detail = difference_detail(column, difference).replace("\n", " ")
             lines.append(f" ({detail})\n", style="dim")
     lines.rstrip()
     return lines

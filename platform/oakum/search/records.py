@@ -7,7 +7,7 @@ that a search that was killed goes on, and a search with more trials is the same
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from oakum.config import ConfigError
@@ -25,7 +25,7 @@ class SearchHeader:
 
     Attributes:
         name: chosen by the user, else `<experiment>-<defense>`.
-        key: SHA-256 of all fields but the name, 64 hex digits.
+        key: SHA-256 of all other fields, 64 hex digits.
         defense: name of the searched defense.
         space: the search space as plain data.
         experiment: the experiment as the user's file says it.
@@ -249,11 +249,6 @@ class SearchLog:
 def search_names(store: Store) -> list[str]:
     """Return the names of all searches in a store."""
     return [name.removeprefix("search_names/") for name in store.list_documents("search_names")]
-
-
-def renamed(header: SearchHeader, name: str) -> SearchHeader:
-    """Return the same search under another name."""
-    return replace(header, name=name)
 
 
 def _name_document(name: str) -> str:
