@@ -6,7 +6,7 @@ export OAKUM_HOME ?= $(CURDIR)/runs
 # Imports of torch and Ray take several times as long without bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test test-all lint format types ui lock clean docs
+.PHONY: help setup run test test-all faults lint format types ui lock clean docs
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1:/' \
@@ -23,6 +23,9 @@ test: setup ## Run the tests that take less than minutes
 
 test-all: setup ## Run every test; those that need a GPU need one
 	$(BIN)/python -m pytest -q
+
+faults: setup ## Kill, starve and confuse runs; write the card of what they survived
+	$(BIN)/python -m pytest -q -m faults -p tests.fault_card --fault-card benchmarks/results/faults.json
 
 lint: setup ## Check style and format
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,7 +209,6 @@ def test_nothing_to_deliver(home: Home, oakum: Callable[..., Any]) -> None:
         (ConfigError("wrong"), 2, "oakum: wrong\n"),
         (StoreError("disk full"), 3, "oakum: disk full\n"),
         (DamagedEntryError("train", "0" * 64, "m", "changed"), 3, "it was set aside: run the experiment again\n"),
-        (BrokenPipeError(), 0, ""),
     ],
 )
 def test_errors_become_exit_codes(
@@ -224,6 +225,23 @@ def test_errors_become_exit_codes(
     monkeypatch.setitem(cli._COMMANDS, "sync", fail)
     answer = oakum("sync", home=home)
     assert answer.code == code and answer.err.endswith(said) and "Traceback" not in answer.err
+
+
+def test_a_reader_that_is_gone_is_no_error_but_another_broken_pipe_is(
+    home: Home, oakum: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    def fail(options: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(cli._COMMANDS, "sync", fail)
+    with pytest.raises(BrokenPipeError):
+        oakum("sync", home=home)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert cli.main(["sync"]) == 0
 
 
 def test_mistakes_of_the_program_are_not_hidden(

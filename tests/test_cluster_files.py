@@ -22,8 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from oakum.cli_parser import build_parser
-from oakum.distributed.cluster import ClusterCapacity
-from oakum.distributed.on_ray import admit, find_misfit
+from oakum.pipeline.admission import ClusterCapacity, admit, find_misfit
 from oakum.pipeline.experiment import resolve_experiment
 from oakum.pipeline.stage import Resources, Stage
 from oakum.session import RunOptions, read_request

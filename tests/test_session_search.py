@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oakum import faults, session_search
+from oakum import faults, session, session_search
 from oakum.config import ConfigError
 from oakum.search.records import SearchLog, SearchRecord, TrialRecord
 from oakum.session import Home
@@ -251,3 +251,17 @@ def test_a_trial_that_was_running_when_the_driver_died_is_run_first(
     log.put_trial(TrialRecord(1, whole.point, whole.origin, "running"))
     again = run(trials=2)
     assert again.new_trials == 1 and numbers(again.record) == numbers(first.record)
+
+
+@pytest.mark.parametrize("command", ["search", "run"])
+def test_what_libraries_print_does_not_mix_with_results(
+    command: str, home: Home, oakum: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, space: Path
+) -> None:
+    def noisy(*_: object) -> None:
+        print("(raylet) WARNING")
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(session_search, "search", noisy)
+    monkeypatch.setattr(session, "run", noisy)
+    answer = oakum(command, "any.yaml", *([space] if command == "search" else []), "--json", home=home)
+    assert (answer.code, answer.out) == (2, "") and "(raylet) WARNING" in answer.err

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"oakum: {error}{_what_helps(error)}\n")
         return EXIT_FAILED_STAGE
     except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         return 0
     except KeyboardInterrupt as stop:
         _stop_now(stop)
@@ -51,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `oakum list | head -1`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _stop_now(stop: KeyboardInterrupt) -> NoReturn:
@@ -86,22 +98,24 @@ def _run(options: argparse.Namespace) -> int:
     if unknown:
         parts, kinds = (", ".join(sorted(names)) for names in (session.STAGE_PARTS, session.STAGE_KINDS))
         raise ConfigError(f"unknown stage {unknown[0]!r}; parts: {parts}; kinds: {kinds}")
-    result = session.run(
-        session.RunOptions(
-            file=options.file,
-            overrides=options.overrides,
-            seeds=options.seeds,
-            executor=options.executor,
-            max_cpus=options.max_cpus,
-            max_gpus=options.max_gpus,
-            only=tuple(options.only),
-            skip=tuple(options.skip),
-            max_hours=options.max_hours,
-            track=not options.no_tracking,
-            checkpoint_seconds=options.checkpoint_seconds,
-        ),
-        home,
-    )
+    # Ray writes its warnings to standard output, which is for results.
+    with redirect_stdout(sys.stderr):
+        result = session.run(
+            session.RunOptions(
+                file=options.file,
+                overrides=options.overrides,
+                seeds=options.seeds,
+                executor=options.executor,
+                max_cpus=options.max_cpus,
+                max_gpus=options.max_gpus,
+                only=tuple(options.only),
+                skip=tuple(options.skip),
+                max_hours=options.max_hours,
+                track=not options.no_tracking,
+                checkpoint_seconds=options.checkpoint_seconds,
+            ),
+            home,
+        )
     if options.json:
         _print_json(
             terminal.summary(result.record)
@@ -171,6 +185,12 @@ def _gate(options: argparse.Namespace) -> int:
     from oakum.cli_gate import gate
 
     return gate(options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from oakum.cli_plan import run_plan
+
+    return run_plan(options)
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -412,6 +432,7 @@ def _sync(options: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "check": _check,
+    "plan": _plan,
     "search": _search,
     "list": _list,
     "data_list": _data_list,

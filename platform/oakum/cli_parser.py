@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from oakum import __version__
+from oakum.cli_arguments import experiment_arguments, not_negative, positive, whole
 from oakum.cli_gate import add_gate
 from oakum.cli_import import add_import
+from oakum.cli_plan import add_plan
 from oakum.cli_search import add_search
 
 METHOD_LISTS = {
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
     _add_check(commands)
+    add_plan(commands)
     add_search(commands)
     _add_list(commands)
     _add_data(commands)
@@ -50,7 +53,7 @@ def _add_run(commands: Any) -> None:
     run = _command(
         commands, "run", "run", "train, attack and compare: run an experiment (what is stored is not run again)"
     )
-    _experiment_arguments(run)
+    experiment_arguments(run)
     run.add_argument(
         "--executor",
         choices=["ray", "serial"],
@@ -59,14 +62,14 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument(
         "--max-cpus",
-        type=_positive,
+        type=positive,
         default=os.environ.get("OAKUM_MAX_CPUS"),
         metavar="N",
         help="CPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_CPUS, else what is there)",
     )
     run.add_argument(
         "--max-gpus",
-        type=_positive,
+        type=positive,
         default=os.environ.get("OAKUM_MAX_GPUS"),
         metavar="N",
         help="GPUs that the cluster's autoscaler may reach (default: $OAKUM_MAX_GPUS, else what is there)",
@@ -82,11 +85,11 @@ def _add_run(commands: Any) -> None:
         "--skip", action="append", default=[], metavar="STAGES", help="do not run this part or kind; may be repeated"
     )
     run.add_argument(
-        "--max-hours", type=_positive, metavar="H", help="start nothing more after this time; run again to go on"
+        "--max-hours", type=positive, metavar="H", help="start nothing more after this time; run again to go on"
     )
     run.add_argument(
         "--checkpoint-seconds",
-        type=_not_negative,
+        type=not_negative,
         default=20.0,
         metavar="S",
         help="keep unfinished training at most this often (default 20)",
@@ -99,7 +102,7 @@ def _add_check(commands: Any) -> None:
     check = _command(
         commands, "check", "check", "show what an experiment would do: resolved settings, stages, what is stored"
     )
-    _experiment_arguments(check)
+    experiment_arguments(check)
     check.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -155,7 +158,7 @@ def _add_audit(commands: Any) -> None:
         default="model",
         help="group: batch normalization was replaced by group normalization",
     )
-    audit.add_argument("--num-classes", type=_whole, required=True, metavar="K", help="its number of classes")
+    audit.add_argument("--num-classes", type=whole, required=True, metavar="K", help="its number of classes")
     audit.add_argument(
         "--weights", type=Path, required=True, metavar="FILE", help="its state dict: .safetensors, or saved by torch"
     )
@@ -186,7 +189,7 @@ def _add_audit(commands: Any) -> None:
     )
     audit.add_argument(
         "--gradient-points",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="attacks on gradients take the first N samples of each file (default: all)",
     )
@@ -216,7 +219,7 @@ def _add_store(commands: Any) -> None:
     )
     gc.add_argument("--delete", action="store_true", help="really remove")
     gc.add_argument(
-        "--min-age-hours", type=_not_negative, default=24.0, metavar="H", help="keep anything younger (default 24)"
+        "--min-age-hours", type=not_negative, default=24.0, metavar="H", help="keep anything younger (default 24)"
     )
     gc.add_argument("--json", action="store_true")
 
@@ -237,49 +240,3 @@ def _command(commands: Any, name: str, command: str, text: str) -> argparse.Argu
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=command)
     return parser
-
-
-def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="experiment YAML")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="PATH=VALUE",
-        help="change one value (settings.relaxloss.alpha=0.5)",
-    )
-    parser.add_argument("--seeds", type=_seeds, metavar="N-M", help="seeds to run: 0-4 or 0,3,7")
-
-
-def _seeds(text: str) -> list[int]:
-    seeds: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 0-4 or 0,3,7") from error
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"{text!r} names no seed")
-    return seeds
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number of at least 1")
-    return int(text)
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return value

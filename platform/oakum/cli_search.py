@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,31 +96,33 @@ def run_search(options: argparse.Namespace) -> int:
 
     home = Home.of_environment()
     trials, more = _trials(options.trials)
-    result = session_search.search(
-        session_search.SearchOptions(
-            file=options.file,
-            space=options.space,
-            objectives=tuple(options.objectives),
-            floors=tuple(options.floors),
-            overrides=options.overrides,
-            name=options.name,
-            trials=trials,
-            more=more,
-            sampler=options.sampler,
-            seed=options.seed,
-            grid_first=options.grid_first,
-            seeds_per_trial=options.seeds_per_trial,
-            repeats=options.repeats,
-            confirm=options.confirm,
-            rungs=tuple(_rung(text) for text in options.rungs),
-            concurrency=options.concurrency,
-            executor=options.executor,
-            max_cpus=float(options.max_cpus) if options.max_cpus else None,
-            max_gpus=float(options.max_gpus) if options.max_gpus else None,
-            track=not options.no_tracking,
-        ),
-        home,
-    )
+    # Ray writes its warnings to standard output, which is for results.
+    with redirect_stdout(sys.stderr):
+        result = session_search.search(
+            session_search.SearchOptions(
+                file=options.file,
+                space=options.space,
+                objectives=tuple(options.objectives),
+                floors=tuple(options.floors),
+                overrides=options.overrides,
+                name=options.name,
+                trials=trials,
+                more=more,
+                sampler=options.sampler,
+                seed=options.seed,
+                grid_first=options.grid_first,
+                seeds_per_trial=options.seeds_per_trial,
+                repeats=options.repeats,
+                confirm=options.confirm,
+                rungs=tuple(_rung(text) for text in options.rungs),
+                concurrency=options.concurrency,
+                executor=options.executor,
+                max_cpus=float(options.max_cpus) if options.max_cpus else None,
+                max_gpus=float(options.max_gpus) if options.max_gpus else None,
+                track=not options.no_tracking,
+            ),
+            home,
+        )
     if options.json:
         _print_json(result.record, result.report)
     else:

@@ -258,7 +258,12 @@ class Ledger:
 
 def this_driver() -> str:
     """Return `<host>/<pid>/<start of the process>`: who to ask whether a run is still being worked on."""
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.0f}"
+    return f"{socket.gethostname()}/{os.getpid()}/{_started(psutil.Process()):.0f}"
+
+
+def _started(process: psutil.Process) -> float:
+    """Return when a process started; on Linux in seconds since boot, which setting the clock does not change."""
+    return float(process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0))
 
 
 def is_dead(driver: str) -> bool:
@@ -268,7 +273,7 @@ def is_dead(driver: str) -> bool:
         return False
     try:
         process = psutil.Process(int(pid))
-        is_other = abs(process.create_time() - float(start)) > _SECONDS_OF_START
+        is_other = abs(_started(process) - float(start)) > _SECONDS_OF_START
         return is_other or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -17,7 +17,7 @@ import pytest
 from oakum.session import Home, RunResult
 from oakum.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.faults(row="kill -9 of the driver")]
 
 PLATFORM = Path(__file__).parents[2] / "platform"
 SECONDS_TO_DIE = 10.0

@@ -56,7 +56,7 @@ def test_nobody_submits_without_the_token(cluster: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.faults
+@pytest.mark.faults(row="a node lost and another added")
 def test_a_search_as_a_job_outlives_a_node(
     cluster: Any, checkout: Path, make_home: Callable[[str], Home], short: dict[str, Any]
 ) -> None:

@@ -6,28 +6,17 @@ import os
 import secrets
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oakum.config import ConfigError
 from oakum.distributed.agent_guard import AgentGuard
+from oakum.pipeline.admission import ClusterCapacity
 from oakum.store import Store
 
 _ANSWER_SECONDS = 60.0
 
 _guard: AgentGuard | None = None
-
-
-@dataclass(frozen=True)
-class ClusterCapacity:
-    """What the cluster has, in all and on its largest nodes."""
-
-    cpus: float
-    gpus: float
-    largest_node_cpus: float
-    largest_node_gpus: float
-    nodes: int
 
 
 def configure_environment() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,16 +21,16 @@ from ray.exceptions import (
 )
 
 from oakum.config import ConfigError
-from oakum.distributed.cluster import ClusterCapacity, find_capacity, require_shared_store, start_ray, stop_ray
+from oakum.distributed.cluster import find_capacity, require_shared_store, start_ray, stop_ray
 from oakum.distributed.data_parallel import LostGangError, run_gang
+from oakum.pipeline.admission import ClusterCapacity, admit, find_misfit
 from oakum.pipeline.executor import Ledger
 from oakum.pipeline.runner import Outcome, run_stage
-from oakum.pipeline.stage import Resources, Stage, StageTask, WorkerSettings
+from oakum.pipeline.stage import Stage, StageTask, WorkerSettings
 
 _POLL_SECONDS = 1.0
 _FEED_SECONDS = 0.2
 _CAPACITY_SECONDS = 5.0
-_LOOKAHEAD = 2
 _LOST_WORKER = (
     WorkerCrashedError,
     OutOfMemoryError,
@@ -155,59 +154,6 @@ class OnRay:
 def _frames(error: RayTaskError) -> str:
     """Return the worker's traceback; Ray's first line names the process, in color."""
     return str(error).partition("\n")[2]
-
-
-def admit(ready: Iterable[Stage], submitted: Iterable[Stage], found: ClusterCapacity) -> list[Stage]:
-    """Return which ready stages to submit now, in their order.
-
-    As much again as fits is submitted beyond it, so that workers never wait and an autoscaler sees demand. A gang needs
-    all its workers at once: it is submitted only when they fit beside all that was submitted, nothing that comes after
-    it in the order is let past until then, and while it runs nothing is submitted beyond what fits.
-    """
-    others = list(submitted)
-    admitted: list[Stage] = []
-    for stage in ready:
-        is_gang = stage.resources.workers > 1
-        is_exact = is_gang or any(other.resources.workers > 1 for other in others)
-        if not others or _fits([*others, stage], found, 1 if is_exact else _LOOKAHEAD):
-            others.append(stage)
-            admitted.append(stage)
-        elif is_gang:
-            break
-    return admitted
-
-
-def find_misfit(resources: Resources, found: ClusterCapacity) -> str | None:
-    """Return why a stage can never run on what was found, and what to change; None when it can."""
-    if resources.cpus > found.largest_node_cpus:
-        return (
-            f"asks for {resources.cpus} CPUs, but the largest node has {found.largest_node_cpus:g}; lower "
-            "execution.threads (or prior.threads)"
-        )
-    if resources.gpus > 0 and found.gpus == 0:
-        return "asks for a GPU, but the cluster has none; set execution.gpus: 0"
-    if resources.gpus > found.largest_node_gpus:
-        return (
-            f"asks for {resources.gpus:g} GPUs, but the largest node has {found.largest_node_gpus:g}; lower "
-            "execution.gpus"
-        )
-    cpus, gpus = _total(resources)
-    if cpus > found.cpus or gpus > found.gpus:
-        return (
-            f"asks for {resources.workers} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, but "
-            f"the cluster has {found.cpus:g} CPUs and {found.gpus:g} GPUs; lower execution.workers"
-        )
-    return None
-
-
-def _total(resources: Resources) -> tuple[float, float]:
-    return float(resources.cpus * resources.workers), resources.gpus * resources.workers
-
-
-def _fits(stages: Iterable[Stage], found: ClusterCapacity, factor: float) -> bool:
-    totals = [_total(stage.resources) for stage in stages]
-    cpus, gpus = sum(cpus for cpus, _ in totals), sum(gpus for _, gpus in totals)
-    return cpus <= factor * found.cpus and gpus <= factor * found.gpus
 
 
 def _take_signals_back() -> None:

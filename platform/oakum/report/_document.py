@@ -37,15 +37,20 @@ def flag_places(flag: Flag) -> Markup:
 
 
 def write_document(text: str, out: Path) -> Path:
-    """Write the file to `out` (parents are created, an old file is replaced at once) and return it.
+    """Write the page to `out` (parents are created, an old file is replaced at once) and return it.
 
     Raises:
         OSError: `out` cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    return replace_file(out, text.encode())
+
+
+def replace_file(out: Path, content: bytes) -> Path:
+    """Write `out` so that a reader, such as another driver's upload, never meets half of it; return it."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oakum.records import RunRecord
+from oakum.report._document import replace_file
 from oakum.report._evidence import (
     EvidenceStore,
     Roc,
@@ -193,9 +194,7 @@ def write(
         if figure is None:
             continue
         for form in formats:
-            path = folder / f"{name}.{form}"
-            path.write_bytes(export(figure, form, name))
-            written.append(path)
+            written.append(replace_file(folder / f"{name}.{form}", export(figure, form, name)))
     return written
 
 

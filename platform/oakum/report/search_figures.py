@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from oakum.report._document import replace_file
 from oakum.report._figure_style import export, styled
 from oakum.report._labels import place_labels
 from oakum.report._palette import MUTED, PAPER, SHADE
@@ -115,9 +116,7 @@ def write(record: SearchRecord, folder: Path, formats: tuple[str, ...] = ("png",
     written = []
     for name, figure in drawn.items():
         for form in formats:
-            path = folder / f"{name}.{form}"
-            path.write_bytes(export(figure, form, name))
-            written.append(path)
+            written.append(replace_file(folder / f"{name}.{form}", export(figure, form, name)))
     return written
 
 

@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from oakum.distributed.cluster import ClusterCapacity
-from oakum.distributed.on_ray import admit, find_misfit
+from oakum.pipeline.admission import ClusterCapacity, admit, find_misfit
 from oakum.pipeline.stage import Resources, Stage
 
 FOUR = ClusterCapacity(cpus=4, gpus=0, largest_node_cpus=2, largest_node_gpus=0, nodes=2)
