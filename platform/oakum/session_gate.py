@@ -10,6 +10,7 @@ from oakum.config import ConfigError
 from oakum.pipeline.collect import collect
 from oakum.pipeline.executor import stale_input
 from oakum.records import CellRecord, RunRecord
+from oakum.search.card import recommended
 from oakum.search.gate import Bound, Verdict, judge, parse_bound
 from oakum.search.records import SearchLog, search_names
 from oakum.session_home import Home
@@ -90,6 +91,8 @@ def _in_search(name: str, setting: str, store: Store) -> _Candidate:
     if confirmation is None:
         return _Candidate(None, (), ("the search was not confirmed: it was measured on validation folds alone",))
     confirmed = [cell for cell in confirmation.record.cells if cell.setting in labels]
+    if label is None and (best := recommended(log.record())) is not None and len(labels) > 1:
+        return _candidate(confirmation.record, best, store, f"{best} is what search {name!r} recommends")
     return _candidate(confirmation.record, label or _only_setting(name, confirmed), store)
 
 

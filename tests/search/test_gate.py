@@ -225,8 +225,15 @@ class Fabric:
         self.store.put_document(f"plans/{record.plan_key}", document)
         self.publish(record, **options)
 
-    def search(self, name: str, trials: int = 3, confirmed: dict[str, int] | None = None, **options: Any) -> SearchLog:
-        header = SearchHeader(name, sha256_hex(name.encode()), "relaxloss", {}, {}, {}, (), (), (0,))
+    def search(
+        self,
+        name: str,
+        trials: int = 3,
+        confirmed: dict[str, int] | None = None,
+        objectives: tuple[str, ...] = (f"min {LEAK}",),
+        **options: Any,
+    ) -> SearchLog:
+        header = SearchHeader(name, sha256_hex(name.encode()), "relaxloss", {}, {}, {}, objectives, (), (0,))
         log = SearchLog.open(self.store, header)
         for number in range(trials):
             log.put_trial(TrialRecord(number, {}, "grid", "complete"))
@@ -332,8 +339,13 @@ def test_json_is_one_object(fabric: Fabric, gate: Callable[..., Said]) -> None:
     }
 
 
-def test_several_confirmed_settings_must_be_told_apart(fabric: Fabric, gate: Callable[..., Said]) -> None:
-    fabric.search("faces", confirmed={"private": 0, "useful": 2})
+def test_without_a_setting_the_recommended_one_is_meant(fabric: Fabric, gate: Callable[..., Said]) -> None:
+    fabric.search("faces", confirmed={"private": 0, "useful": 2}, objectives=(f"min {LEAK}",))
+    assert gate("faces", *KEPT).err == "oakum: private is what search 'faces' recommends\n"
+
+
+def test_several_confirmed_settings_of_a_front_must_be_told_apart(fabric: Fabric, gate: Callable[..., Said]) -> None:
+    fabric.search("faces", confirmed={"private": 0, "useful": 2}, objectives=(f"min {LEAK}", f"max {USEFUL}"))
     with pytest.raises(ConfigError, match="Write faces:SETTING with one of: private, useful"):
         gate("faces", *KEPT)
     assert gate("faces:useful", *KEPT).code == 0

@@ -89,10 +89,11 @@ def recommended(record: SearchRecord) -> str | None:
     """Return the label of the confirmed setting that keeps every floor and is the best in the first objective.
 
     Both as confirmed, on test folds; a floor is kept when no seed misses it. Among equals the one that is likelier on
-    the front is taken. None: nothing was confirmed, or no setting keeps the floors.
+    the front is taken. None: nothing was confirmed, no setting keeps the floors, or there are several objectives and no
+    floor, so that the front has no best setting.
     """
     confirmation = record.confirmation
-    if confirmation is None:
+    if confirmation is None or (len(record.header.objectives) > 1 and not record.header.floors):
         return None
     objective, cells = _confirmed_objectives(record.header)[0], confirmed_cells(confirmation)
     ranked = []
