@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from oakum import faults, session, session_search
+from oakum import faults, session, session_search, session_trials
 from oakum.config import ConfigError
 from oakum.search.records import SearchLog, SearchRecord, TrialRecord
 from oakum.session import Home
 from oakum.session_search import SearchOptions, SearchResult, nearest_misses, search
+from oakum.session_trials import SharedStageError
 from oakum.store import Store
 
 SPACE = {"defense.alpha": {"sampler": "uniform", "low": 0.2, "high": 1.4}, "grid": [{"defense.alpha": 0.5}]}
@@ -188,6 +189,8 @@ def test_two_searches_of_one_name_are_refused(run: Callable[..., SearchResult]) 
         ({"trials": 0}, "--trials must be 1 or more"),
         ({"sampler": "annealing"}, "unknown sampler 'annealing'"),
         ({"seeds_per_trial": 0}, "--seeds-per-trial"),
+        ({"confirm": -1}, "--confirm must be 0 or more"),
+        ({"rungs": ({"seeds": [1000]},)}, "seeds may not be changed"),
         ({"rungs": ({"recipe.epoch": 1},)}, r"recipe\.epoch.*epochs"),
     ],
 )
@@ -265,3 +268,69 @@ def test_what_libraries_print_does_not_mix_with_results(
     monkeypatch.setattr(session, "run", noisy)
     answer = oakum(command, "any.yaml", *([space] if command == "search" else []), "--json", home=home)
     assert (answer.code, answer.out) == (2, "") and "(raylet) WARNING" in answer.err
+
+
+def test_a_number_that_a_dead_driver_asked_for_and_never_recorded_is_asked_again(
+    run: Callable[..., SearchResult], home: Home
+) -> None:
+    first = run(trials=3)
+    store = Store.open(home.store_uri)
+    store.delete_document(f"searches/{first.record.header.key}/trials/000001")
+    assert numbers(run(trials=3).record) == numbers(first.record)
+
+
+def test_a_repeat_that_fails_leaves_the_trial_as_it_was(
+    run: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(trials=2)
+    plan = session_trials.plan_trial
+
+    def fail_repeats(*arguments: Any, **named: Any) -> Any:
+        if arguments[-1] != (1000,):
+            raise RuntimeError("no such luck")
+        return plan(*arguments, **named)
+
+    monkeypatch.setattr(session_trials, "plan_trial", fail_repeats)
+    again = run(trials=2, confirm=1, repeats=1)
+    assert numbers(again.record) == numbers(first.record) and again.record.confirmation is not None
+    assert "trial 0 was not repeated: RuntimeError: no such luck" in capsys.readouterr().err
+
+
+def test_a_stage_that_all_trials_need_ends_the_search_and_no_trial(
+    run: Callable[..., SearchResult], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oakum.pipeline.stages import answers
+
+    def fail(context: Any) -> None:
+        raise MemoryError("too small")
+
+    with monkeypatch.context() as patch, pytest.raises(SharedStageError, match=r"answers none/1000.*too small"):
+        patch.setattr(answers, "run", fail)
+        run(trials=2)
+    log = SearchLog.named(Store.open(home.store_uri), "short-relaxloss")
+    assert {trial.state for trial in log.trials()} == {"running"}
+    assert [trial.state for trial in run(trials=2).record.trials] == ["complete"] * 2
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"attacks.nonmembers": "test"}, "attacks.nonmembers may not be changed"),
+        ({"folds.sealed": []}, "folds.sealed may not be changed"),
+        ({"seeds": [0]}, "seeds may not be changed"),
+        ({"attacks.membership.0": "entropy"}, "attacks.membership.0 may not be searched"),
+    ],
+)
+def test_a_space_may_not_undo_the_honest_selection(
+    fixed: dict[str, Any], message: str, run: Callable[..., SearchResult], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(space=written(tmp_path, {"fixed": fixed, **SPACE}))
+
+
+def test_what_the_confirmation_could_not_run_is_refused_before_the_first_trial(
+    run: Callable[..., SearchResult], home: Home
+) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        run(confirm=1, name="a" * 95)
+    assert not Store.open(home.store_uri).published("train")

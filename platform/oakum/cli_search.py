@@ -93,36 +93,44 @@ def add_search(commands: Any) -> None:
 def run_search(options: argparse.Namespace) -> int:
     """Run or continue a search; return 0, or 3 when every trial or a part of the confirmation failed."""
     from oakum import session_search
+    from oakum.session_trials import SharedStageError
 
     home = Home.of_environment()
     trials, more = _trials(options.trials)
-    # Ray writes its warnings to standard output, which is for results.
-    with redirect_stdout(sys.stderr):
-        result = session_search.search(
-            session_search.SearchOptions(
-                file=options.file,
-                space=options.space,
-                objectives=tuple(options.objectives),
-                floors=tuple(options.floors),
-                overrides=options.overrides,
-                name=options.name,
-                trials=trials,
-                more=more,
-                sampler=options.sampler,
-                seed=options.seed,
-                grid_first=options.grid_first,
-                seeds_per_trial=options.seeds_per_trial,
-                repeats=options.repeats,
-                confirm=options.confirm,
-                rungs=tuple(_rung(text) for text in options.rungs),
-                concurrency=options.concurrency,
-                executor=options.executor,
-                max_cpus=float(options.max_cpus) if options.max_cpus else None,
-                max_gpus=float(options.max_gpus) if options.max_gpus else None,
-                track=not options.no_tracking,
-            ),
-            home,
+    try:
+        # Ray writes its warnings to standard output, which is for results.
+        with redirect_stdout(sys.stderr):
+            result = session_search.search(
+                session_search.SearchOptions(
+                    file=options.file,
+                    space=options.space,
+                    objectives=tuple(options.objectives),
+                    floors=tuple(options.floors),
+                    overrides=options.overrides,
+                    name=options.name,
+                    trials=trials,
+                    more=more,
+                    sampler=options.sampler,
+                    seed=options.seed,
+                    grid_first=options.grid_first,
+                    seeds_per_trial=options.seeds_per_trial,
+                    repeats=options.repeats,
+                    confirm=options.confirm,
+                    rungs=tuple(_rung(text) for text in options.rungs),
+                    concurrency=options.concurrency,
+                    executor=options.executor,
+                    max_cpus=float(options.max_cpus) if options.max_cpus else None,
+                    max_gpus=float(options.max_gpus) if options.max_gpus else None,
+                    track=not options.no_tracking,
+                ),
+                home,
+            )
+    except SharedStageError as error:
+        sys.stderr.write(
+            f"oakum: a stage that every trial needs failed: {error}\n"
+            "oakum: no trial was recorded as failed for it. Mend the cause and run the same command again.\n"
         )
+        return EXIT_FAILED_STAGE
     if options.json:
         _print_json(result.record, result.report)
     else:

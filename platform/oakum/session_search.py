@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,13 @@ from oakum.pipeline.collect import collect
 from oakum.progress import Progress, code_facts
 from oakum.records import RunRecord, canonical_json, sha256_hex
 from oakum.search.objectives import Objective, front_membership, fronts, parse_floor, parse_objective
-from oakum.search.protocol import BASELINE, FIRST_SEARCH_SEED, confirmation_experiment, trial_experiment
+from oakum.search.protocol import (
+    BASELINE,
+    FIRST_SEARCH_SEED,
+    PROTOCOL_PATHS,
+    confirmation_experiment,
+    trial_experiment,
+)
 from oakum.search.records import Confirmation, SearchHeader, SearchLog, SearchRecord, TrialRecord
 from oakum.search.sampler import GRID, SAMPLERS, Sampler
 from oakum.search.space import SearchSpace, load_space
@@ -95,6 +102,8 @@ def search(options: SearchOptions, home: Home) -> SearchResult:
     space = load_space(options.space)
     header = make_header(options, space, home)
     _check_space(header, space, home, options.file.name)
+    if options.confirm:
+        _check_confirmation(header, space, home, options.file.name)
     log = SearchLog.open(store, header)
     board = TrialBoard(header, space, log, home, store, options.file.name)
     total = _wanted(options, len(board.records))
@@ -129,13 +138,19 @@ def make_header(options: SearchOptions, space: SearchSpace, home: Home) -> Searc
         raise ConfigError("--trials must be 1 or more (write +N for N more than there are)")
     if options.seeds_per_trial < 1:
         raise ConfigError("--seeds-per-trial must be 1 or more")
+    if min(options.repeats, options.confirm, (options.concurrency or 1) - 1) < 0:
+        raise ConfigError("--repeats and --confirm must be 0 or more, --concurrency 1 or more")
+    if not space.parameters and options.sampler != GRID:
+        raise ConfigError(f"{options.space.name} has a grid and nothing to sample; use --sampler grid")
     experiment = read_request(RunOptions(file=options.file, overrides=options.overrides))
     experiment.pop("description", None)
     objectives = [parse_objective(text) for text in options.objectives]
     floors = [parse_floor(text) for text in options.floors]
+    _refuse_paths_of_the_protocol(options, space)
     seeds = tuple(range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + options.seeds_per_trial))
     classes = _private_classes(experiment, options.file.name, home)
-    trial = trial_experiment(experiment, objectives, floors, seeds, classes)
+    used = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + options.seeds_per_trial + options.repeats)
+    trial = {**trial_experiment(experiment, objectives, floors, tuple(used), classes), "seeds": list(seeds)}
     content: dict[str, Any] = {
         "defense": space.defense,
         "space": {**read_yaml(options.space), "defense": space.defense},
@@ -149,6 +164,17 @@ def make_header(options: SearchOptions, space: SearchSpace, home: Home) -> Searc
     }
     name = options.name or f"{experiment['name']}-{space.defense}"
     return SearchHeader(name=name, key=sha256_hex(canonical_json({"name": name, **content})), **content)
+
+
+def _refuse_paths_of_the_protocol(options: SearchOptions, space: SearchSpace) -> None:
+    """Refuse paths by which a space or a rung would undo what keeps trials and confirmation apart."""
+    spaces = {path for point in (space.parameters, space.fixed, *space.grid) for path in space.changes(dict(point))}
+    for path in sorted({*spaces, *(path for rung in options.rungs for path in rung)}):
+        if any(path == own or path.startswith(f"{own}.") for own in PROTOCOL_PATHS):
+            raise ConfigError(f"{path} may not be changed by a search: it decides what trials and confirmation may see")
+    for path in sorted(spaces):
+        if path.startswith(("attacks.inversion.", "attacks.membership.")):
+            raise ConfigError(f"{path} may not be searched: a confirmation must meet the attacks that the trials met")
 
 
 def confirmed_name(search: str) -> str:
@@ -311,21 +337,21 @@ class _Asker:
         self._sampler.recall(known)
         self._left_over = [record.number for record in known if record.state == "running"]
         self._records = {record.number: record for record in known}
-        self._next = len(known)
 
     def ask(self) -> int | None:
         """Return the number of the next trial: one that an earlier process did not finish, or a new one."""
         with self._lock:
             if self._left_over:
                 return self._left_over.pop(0)
-            if self._next >= self._total:
+            if len(self._records) >= self._total:
                 return None
-            record = self._sampler.ask(self._next)
+            # A driver that died may have asked for a trial that it never recorded: its number is free.
+            number = next(each for each in itertools.count() if each not in self._records)
+            record = self._sampler.ask(number)
             if record is None:
                 return None
-            self._records[record.number] = record
-            self._next += 1
-            return record.number
+            self._records[number] = record
+            return number
 
     def record(self, number: int) -> TrialRecord:
         return self._records[number]
@@ -430,6 +456,14 @@ def _check_space(header: SearchHeader, space: SearchSpace, home: Home, where: st
             validate(ExperimentFile, changed, where)
     for rung in range(len(header.rungs) + 1):
         plan_trial(header, space, middle, home, where, rung)
+
+
+def _check_confirmation(header: SearchHeader, space: SearchSpace, home: Home, where: str) -> None:
+    """Plan a confirmation, so that what would fail after all trials fails before the first."""
+    middle = _middle(space)
+    settings = {"trial-0": space.settings(middle)}
+    data = confirmation_experiment(header.experiment, confirmed_name(header.name), settings)
+    make_plan(apply_values(data, space.changes(middle)), where, home, None)
 
 
 def _middle(space: SearchSpace) -> dict[str, Any]:

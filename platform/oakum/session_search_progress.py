@@ -56,8 +56,14 @@ class SearchProgress:
             self._live.update(self._table(), refresh=True)
 
     def _line(self, record: TrialRecord) -> str:
-        parameters = " ".join(f"{path.removeprefix(DEFENSE)}={short(value)}" for path, value in record.point.items())
-        return f"trial {record.number}: {parameters}: {describe(record, self._board.header.objectives)}"
+        return f"trial {record.number}: {self._parameters(record)}: {describe(record, self._board.header.objectives)}"
+
+    def _parameters(self, record: TrialRecord) -> str:
+        """Return what differs between trials."""
+        fixed = self._board.header.space.get("fixed", {})
+        return " ".join(
+            f"{path.removeprefix(DEFENSE)}={short(value)}" for path, value in record.point.items() if path not in fixed
+        )
 
     def _summary(self) -> str:
         ended = [record for record in self._board.records.values() if record.state != "running"]
@@ -97,10 +103,9 @@ class SearchProgress:
         shown = [record for record in ended if record.number in front]
         shown += [record for record in ended[-_SHOWN_TRIALS:] if record.number not in front]
         for record in sorted(shown, key=lambda each: each.number):
-            parameters = " ".join(f"{path.removeprefix(DEFENSE)}={short(v)}" for path, v in record.point.items())
             values = [short(value) for value in record.values or ()] or [""] * len(self._board.objectives)
             state = "front" if record.number in front else describe(record, ())
-            table.add_row(str(record.number), parameters, *values, state)
+            table.add_row(str(record.number), self._parameters(record), *values, state)
         return table
 
 

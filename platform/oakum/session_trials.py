@@ -39,6 +39,11 @@ class _Pending:
     document: dict[str, Any]
     stages: list[Stage]
     missing: frozenset[str] = frozenset()
+    common: frozenset[str] = frozenset()
+
+
+class SharedStageError(RuntimeError):
+    """A stage that every trial needs failed for good: no trial is to blame, and none is recorded as failed."""
 
 
 class TrialBoard:
@@ -81,7 +86,8 @@ class TrialBoard:
         is_repeat = seeds is not None
         rung = len(self.header.rungs) if is_repeat else 0
         if not is_repeat:
-            record = replace(record, state="running", package=package_digest())
+            record = TrialRecord(record.number, record.point, record.origin, "running", memory=record.memory)
+            record = replace(record, package=package_digest())
             self._put(record)
         self._start(_Pending(record, seeds or self.header.seeds, rung, asked, {}, []))
 
@@ -92,8 +98,10 @@ class TrialBoard:
         """
         for number, pending in list(self._pending.items()):
             failure = self._failure(pending)
+            if failure is not None and failure.stage.key in pending.common:
+                raise SharedStageError(_explain(failure))
             if failure is not None:
-                self._end(pending, replace(pending.record, state="failed", error=_explain(failure)))
+                self._end_failed(pending, _explain(failure))
             elif all(stage.key in self._ledger.done for stage in pending.stages):
                 self._measure(number, pending)
         ended, self._finished = self._finished, []
@@ -121,11 +129,15 @@ class TrialBoard:
             plan = plan_trial(
                 self.header, self._space, pending.record.point, self._home, self._where, pending.rung, pending.seeds
             )
-        except ConfigError as error:
-            self._end(pending, replace(pending.record, state="failed", error=str(error)))
+        except Exception as error:
+            # Whatever a method raises at its settings: one point must not end the search, now or when it goes on.
+            kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+            self._end_failed(pending, f"{kind}{error}")
             return
         pending.document = skeleton(plan, code_facts())
         pending.stages = list(plan.stages())
+        if not self._space.changes(pending.record.point):
+            pending.common = _common(plan)
         pending.record = replace(
             pending.record,
             stages=tuple(dict.fromkeys([*pending.record.stages, *(stage.ref for stage in pending.stages)])),
@@ -148,6 +160,11 @@ class TrialBoard:
         record = replace(pending.record, stage_seconds=seconds)
         if pending.record.state == "complete":
             merged = {**record.metrics, **metrics}
+            try:
+                mean_values(self.objectives, metrics, pending.seeds)
+            except MissingMetricError as error:
+                self._end_failed(pending, str(error))
+                return
             self._end(pending, replace(record, metrics=merged, baseline={**record.baseline, **baseline}))
             return
         try:
@@ -163,7 +180,7 @@ class TrialBoard:
         if pending.rung == len(self.header.rungs):
             self._end(pending, replace(record, state="complete"))
         elif self._is_promoted(record):
-            rows = (*record.lower, {"values": list(values), "violations": list(violations)})
+            rows = (*record.lower[: pending.rung], {"values": list(values), "violations": list(violations)})
             record = replace(record, lower=rows)
             self._put(record)
             self._start(_Pending(record, pending.seeds, pending.rung + 1, pending.asked, {}, []))
@@ -176,7 +193,8 @@ class TrialBoard:
         others = [
             (other.values, other.violations)
             for other in self.records.values()
-            if other.number != record.number and other.rung == rung and other.values is not None
+            if other.number != record.number and other.rung == rung and len(other.lower) <= rung
+            if other.values is not None
         ]
         others += [
             (row["values"], row["violations"])
@@ -188,6 +206,14 @@ class TrialBoard:
         table = [(record.values, record.violations), *others]
         costs = np.array([[o.cost(v) for o, v in zip(self.objectives, values, strict=True)] for values, _ in table])
         return is_promoted(costs, np.array([sum(missed) for _, missed in table]))
+
+    def _end_failed(self, pending: _Pending, error: str) -> None:
+        """Record a failure; a complete trial whose repeat failed keeps what it has."""
+        if pending.record.state == "complete":
+            Progress.say(f"trial {pending.record.number} was not repeated: {error}")
+            self._end(pending, pending.record)
+        else:
+            self._end(pending, replace(pending.record, state="failed", error=error))
 
     def _end(self, pending: _Pending, record: TrialRecord) -> None:
         self._pending.pop(record.number, None)
@@ -259,6 +285,12 @@ def _longest_chain(stages: Sequence[Stage], seconds: Mapping[str, float]) -> flo
         before = max((ends[each.key] for each in stage.inputs.values()), default=0.0)
         ends[stage.key] = before + seconds.get(stage.key, 0.0)
     return max(ends.values(), default=0.0)
+
+
+def _common(plan: Plan) -> frozenset[str]:
+    """Return the keys of the stages that all trials share: judges, priors, the undefended model and its attacks."""
+    baseline = [stage for cell in plan.cells if cell.setting == BASELINE for stage in cell.stages.values()]
+    return frozenset(stage.key for stage in [*plan.shared.values(), *baseline])
 
 
 def _explain(failure: Failure) -> str:

@@ -83,7 +83,7 @@ class TuneTrials:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         scratch = Path(tempfile.mkdtemp(prefix="oakum-tune-"))
         try:
-            tune.Tuner(
+            found = tune.Tuner(
                 tune.with_resources(tune.with_parameters(_Client, desk=self._desk), _CLIENT_RESOURCES),
                 tune_config=tune.TuneConfig(
                     search_alg=_Asker(self._ask),
@@ -99,6 +99,8 @@ class TuneTrials:
                     failure_config=tune.FailureConfig(max_failures=_CLIENT_RESTARTS),
                 ),
             ).fit()
+            if found.num_errors:
+                raise found.errors[0]
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

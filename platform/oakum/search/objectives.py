@@ -23,6 +23,8 @@ from oakum.config import ConfigError
 from oakum.records import MetricValue
 from oakum.seeding import numpy_generator
 
+# A value that lies exactly on its bound must not miss it by the last bit of a difference.
+_ROUNDING = 1e-9
 Metrics = Mapping[str, MetricValue]
 Floats = NDArray[np.float64]
 _KEY = r"[A-Za-z][\w./:-]*/[\w./:-]*\w"
@@ -94,7 +96,8 @@ class Floor:
             raise MissingMetricError(f"{self.text}: there is no result of `none` under this seed")
         bound = self.bound + (measured(baseline, self.key) if self.is_relative and baseline is not None else 0.0)
         value = measured(metrics, self.key)
-        return max(0.0, bound - value if self.is_lower else value - bound)
+        missed = bound - value if self.is_lower else value - bound
+        return missed if missed > _ROUNDING else 0.0
 
 
 def measured(metrics: Metrics, key: str) -> float:

@@ -19,6 +19,11 @@ FIRST_SEARCH_SEED = 1000
 BASELINE = "none"
 TRIAL = "trial"
 SEALED = "test"
+# What a space or a rung may not change.
+PROTOCOL_PATHS = (
+    *("name", "data", "folds", "settings", "seeds", "experiment_seed", "canaries", "evaluation"),
+    *("attacks.nonmembers", "attacks.identities"),
+)
 
 
 def trial_experiment(

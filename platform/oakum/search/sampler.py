@@ -56,6 +56,7 @@ class Sampler:
             return None
         self._reseed(number)
         trial = self._study.ask()
+        self._settle_generations(trial)
         self._asked[number] = trial
         point = self._space.draw(lambda path, parameter: _suggest(trial, path, parameter))
         noted = self._study._storage.get_trial_system_attrs(trial._trial_id)
@@ -98,6 +99,14 @@ class Sampler:
             self.remember(record)
             if record.state != "running":
                 self.tell(record)
+
+    def _settle_generations(self, trial: Trial) -> None:
+        """Have NSGA-II look up its parents once: it orders them otherwise at the first look than at later ones."""
+        sampler = self._study.sampler
+        if isinstance(sampler, NSGAIISampler):
+            frozen = self._study._storage.get_trial(trial._trial_id)
+            for generation in range(1, sampler.get_trial_generation(self._study, frozen) + 1):
+                sampler.get_parent_population(self._study, generation)
 
     def _reseed(self, number: int) -> None:
         self._study.sampler = _MAKERS[self._name](derive_seed(self._seed, "ask", number) % 2**32)

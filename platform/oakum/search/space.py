@@ -52,8 +52,8 @@ class Range(_Conditional):
             raise ValueError(f"loguniform needs low above 0, not {self.low:g}")
         if self.sampler == "loguniform" and self.step is not None:
             raise ValueError("loguniform takes no step; use choice for single values")
-        if self.sampler == "integer" and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError("integer needs whole bounds")
+        if self.sampler == "integer" and not all(each.is_integer() for each in (self.low, self.high, self.step or 1.0)):
+            raise ValueError("integer needs whole bounds and a whole step")
         return self
 
     def extremes(self) -> list[Any]:
