@@ -127,7 +127,7 @@ class Projection:
                 "trial/stage_seconds": MetricValue(trial.stage_seconds),
             }
             means = _means(trial.metrics, self._header.seeds) | self._sums(trial.values or ())
-            runs.values(run_id, cost | {f"{prefix}{name}": value for name, value in means.items()}, end)
+            runs.values(run_id, {f"{prefix}{name}": value for name, value in self._first(means).items()} | cost, end)
             runs.history(run_id, _seed_rows(trial.metrics), prefix, end)
             self._write_curve(run_id, trial, runs)
         kinds = dict.fromkeys(ref.kind for ref in trial.stages)
@@ -162,7 +162,7 @@ class Projection:
                 runs.params(run_id, self._params(trial))
         metrics = {cell.seed: cell.metrics for cell in cells}
         sums = self._sums(confirmed_means(self._header, cells))
-        runs.values(run_id, _means(metrics, tuple(metrics)) | sums, end)
+        runs.values(run_id, self._first(_means(metrics, tuple(metrics)) | sums), end)
         runs.history(run_id, _seed_rows(metrics), "", end)
         tags = {
             "oakum.setting": label,
@@ -191,6 +191,12 @@ class Projection:
 
     def _params(self, trial: TrialRecord) -> dict[str, str]:
         return flatten({self._names[path]: value for path, value in trial.point.items()})
+
+    def _first(self, metrics: dict[str, MetricValue]) -> dict[str, MetricValue]:
+        """Return the metrics with the objectives first: MLflow's compare page preselects the first metric."""
+        sums = [key for key in metrics if key.startswith("objective/")]
+        own = [key for objective in self._objectives for key in objective.keys]
+        return {key: metrics[key] for key in [*sums, *own] if key in metrics} | metrics
 
     def _sums(self, values: Iterable[float | None]) -> dict[str, MetricValue]:
         """Return the values of weighted objectives, which are no metrics of their own, by number from 1."""
