@@ -7,10 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from oakum.progress import Progress
-from oakum.search.objectives import fronts
+from oakum.search.card import front_numbers
 from oakum.search.records import TrialRecord
 from oakum.search.space import DEFENSE
 
@@ -84,13 +82,8 @@ class SearchProgress:
         return (time.monotonic() - self._began) / self._ended_here * max(0, self._total - ended)
 
     def _front(self) -> list[TrialRecord]:
-        feasible = [record for record in self._board.records.values() if record.is_feasible]
-        if not feasible:
-            return []
-        costs = np.array(
-            [[o.cost(v) for o, v in zip(self._board.objectives, r.values or (), strict=True)] for r in feasible]
-        )
-        return sorted((feasible[row] for row in fronts(costs)[0]), key=lambda record: record.number)
+        records = self._board.records
+        return [records[number] for number in sorted(front_numbers(self._board.objectives, records.values()))]
 
     def _table(self) -> Any:
         from rich.table import Table
