@@ -53,3 +53,9 @@ def test_labels_are_escaped_in_lines(wide: Any) -> None:
     record = wide.with_cells(lambda cell: replace(cell, setting="<b>x") if cell.setting == "selena" else cell)
     assert "<b>x" not in section(record)
     assert "&lt;b&gt;x" in section(record)
+
+
+def test_settings_that_a_search_drew_are_shortened_and_written_ones_are_not(wide: Any) -> None:
+    drawn = {"alpha": 1.6754321098765, "beta": 0.00025, "classes": [0, 1]}
+    record = wide.with_cells(lambda cell: replace(cell, parameters=drawn) if cell.setting == "selena" else cell)
+    assert "alpha 1.6754, beta 0.00025, classes [0, 1]" in section(record)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from oakum.report._overview import Column, Unit
 from oakum.report.statistics import Difference, Spread
@@ -12,6 +14,7 @@ from oakum.report.statistics import Difference, Spread
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
+_LONGEST_NUMBER = 8
 
 
 def number(value: float, unit: Unit, *, sign: bool = False, mark: bool = True) -> str:
@@ -34,6 +37,13 @@ def number(value: float, unit: Unit, *, sign: bool = False, mark: bool = True) -
         body = body.lstrip("+-")
     body = body if sign else body.removeprefix("+")
     return body.replace("-", MINUS) + (suffix if mark else "")
+
+
+def setting_text(value: Any) -> str:
+    """Write the value of a setting as in YAML; a number with many digits, such as a search draws, with five of them."""
+    if isinstance(value, float) and len(repr(value)) > _LONGEST_NUMBER:
+        return f"{value:.5g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _seconds(value: float) -> tuple[str, str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from oakum.report._marks import mark
 from oakum.report._markup import Markup, join, tag
+from oakum.report._numbers import setting_text
 from oakum.report._overview import Overview, Setting
 from oakum.report._palette import Look
 from oakum.report._verdict import Verdict, verdicts
@@ -100,9 +99,6 @@ def _findings(verdict: Verdict) -> Markup:
 
 
 def _method(setting: Setting) -> str:
-    values = {
-        name: value if isinstance(value, str) else json.dumps(value) for name, value in setting.parameters.items()
-    }
-    parameters = ", ".join(f"{name} {value}" for name, value in values.items())
+    parameters = ", ".join(f"{name} {setting_text(value)}" for name, value in setting.parameters.items())
     name = setting.defense if setting.defense != setting.label else ""
     return ": ".join(part for part in (name, parameters) if part)
