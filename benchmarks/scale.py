@@ -2,8 +2,9 @@
 
 A real plan (8x8 digits, many settings and seeds) of more than `--stages` stages is made; the first `--stages` of them
 are published with tiny payloads in a temporary folder, the rest is still to be run. Nothing is trained. Requests are
-counted on the same files through `pyarrow.fs`, as a store in a bucket is read; a listing counts as one request for each
-1,000 names. Seconds are wall and CPU seconds of this process.
+counted on the same files through `pyarrow.fs`, as a store in a bucket is read, and each takes `--latency` longer; a
+listing counts as one request for each 1,000 names, a read as one for each MiB. Seconds are wall and CPU seconds of this
+process.
 
     python benchmarks/scale.py --out benchmarks/results/scale.json
 """
@@ -16,9 +17,10 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +30,10 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from oakum._store_arrow import ArrowFiles
 from oakum._store_files import Item
+from oakum._store_index import MARGIN_SECONDS
 from oakum.datasets.base import prepare
 from oakum.pipeline.admission import admit
+from oakum.pipeline.collect import collect, skeleton
 from oakum.pipeline.executor import Ledger, find_present
 from oakum.pipeline.runner import Outcome
 from oakum.pipeline.simulation import Delays, Nodes, simulate
@@ -65,33 +69,47 @@ class Quiet:
 
 
 class CountedFiles(ArrowFiles):
-    """The files of a bucket's store, which count what a bucket would be asked."""
+    """The files of a bucket's store, which count what a bucket would be asked, and wait as long as it would take."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, latency: float) -> None:
         super().__init__(SubTreeFileSystem(str(folder), LocalFileSystem()), "", "counted://store")
         self.requests: Counter[str] = Counter()
+        self._latency = latency
+        self._lock = threading.Lock()
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        self.requests["reads"] += 1
-        return super().chunks(path)
+        self._count("reads")
+        for index, chunk in enumerate(super().chunks(path)):
+            if index:
+                self._count("reads")
+            yield chunk
 
     def put(self, path: str, data: bytes) -> None:
-        self.requests["writes"] += 1
+        self._count("writes")
         super().put(path, data)
 
     def names(self, folder: str) -> list[str]:
-        return self._counted(super().names(folder))
+        return self._paged(super().names(folder))
 
     def listing(self, folder: str) -> list[Item]:
-        return self._counted(super().listing(folder))
+        return self._paged(super().listing(folder))
 
     def delete(self, path: str) -> None:
-        self.requests["deletes"] += 1
+        self._count("deletes")
         super().delete(path)
 
-    def _counted(self, found: list[Any]) -> list[Any]:
-        self.requests["listings"] += max(1, -(-len(found) // PAGE))
+    def delete_tree(self, folder: str) -> None:
+        self._count("deletes")
+        super().delete_tree(folder)
+
+    def _paged(self, found: list[Any]) -> list[Any]:
+        self._count("listings", max(1, -(-len(found) // PAGE)))
         return found
+
+    def _count(self, action: str, requests: int = 1) -> None:
+        with self._lock:
+            self.requests[action] += requests
+        time.sleep(requests * self._latency)
 
 
 class Clock:
@@ -174,13 +192,27 @@ def to_the_ready_list(data: dict[str, Any], home: Home, stages: int, clock: Cloc
     return plan, ledger
 
 
-def count_requests(ledger: Ledger, home: Home, clock: Clock) -> dict[str, int]:
-    """Return the requests of the look into the store, as a bucket would be asked."""
-    files = CountedFiles(Path(home.store_uri))
-    with clock.measure("find_present_through_arrow"):
-        present = find_present(ledger.stages, Store(files, "counted://store"))
-    assert len(present) == len(ledger.done)
-    return dict(files.requests)
+def count_requests(plan: Plan, ledger: Ledger, home: Home, clock: Clock, latency: float) -> Result:
+    """Return the requests of three looks into the store by three processes, as a bucket would be asked.
+
+    The first look finds no index, the second and the collection of the numbers find the one that it wrote.
+    """
+    document = skeleton(plan, {})
+    # Younger manifests are not copied.
+    time.sleep(MARGIN_SECONDS + 1.0)
+    looks: dict[str, Callable[[Store], object]] = {
+        "first_look_into_a_bucket": lambda store: find_present(ledger.stages, store),
+        "next_look_into_a_bucket": lambda store: find_present(ledger.stages, store),
+        "collect_from_a_bucket": lambda store: collect(document, store),
+    }
+    counted: Result = {}
+    for name, look in looks.items():
+        files = CountedFiles(Path(home.store_uri), latency)
+        with clock.measure(name):
+            found = look(Store(files, "counted://store"))
+        assert not isinstance(found, set) or found == ledger.done
+        counted[name] = {**files.requests, "all": sum(files.requests.values())}
+    return counted
 
 
 def schedule(ledger: Ledger, clock: Clock, cpus: int) -> None:
@@ -190,6 +222,11 @@ def schedule(ledger: Ledger, clock: Clock, cpus: int) -> None:
     with clock.measure("ready_of_all", 10):
         for _ in range(10):
             nothing_done.ready()
+    with clock.measure("choose_start_and_settle_one_stage", 1000):
+        for _ in range(1000):
+            first = nothing_done.ready()[0]
+            nothing_done.start(first)
+            nothing_done.complete(first, Outcome(first.kind, first.key, 0.0))
     capacity = Nodes(cpus // 16, 16).capacity()
     with clock.measure("admit_to_a_full_cluster", 10):
         for _ in range(10):
@@ -236,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--stages", type=int, default=10_000, help="stages that are published")
     parser.add_argument("--cpus", type=int, default=1024, help="CPUs of the simulated cluster, 16 on each node")
+    parser.add_argument("--latency", type=float, default=0.03, help="seconds that a bucket takes for a request")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     before, clock = machine(), Clock()
@@ -244,7 +282,7 @@ def main() -> None:
         prepare("digits", home.data)
         data = request(options.stages)
         plan, ledger = to_the_ready_list(data, home, options.stages, clock)
-        requests = count_requests(ledger, home, clock)
+        requests = count_requests(plan, ledger, home, clock, options.latency)
         schedule(ledger, clock, options.cpus)
         simulated = replay(plan, clock, options.cpus)
         deliver(ledger.store, options.stages, clock)
@@ -258,11 +296,11 @@ def main() -> None:
         **before,
         "seconds": clock.seconds,
         "from_yaml_to_the_ready_list": {**to_start, "aim": AIM_SECONDS, "reached": to_start["wall"] < AIM_SECONDS},
-        "find_present_requests": {
-            **requests,
-            "all": sum(requests.values()),
+        "bucket": {
+            "seconds_of_a_request": options.latency,
+            "requests": requests,
             "aim": allowed,
-            "reached": sum(requests.values()) <= allowed,
+            "reached": requests["next_look_into_a_bucket"]["all"] <= allowed,
         },
         "simulation": {**simulated, "stages_per_cpu_second": simulated["runs"] / clock.seconds["simulate"]["cpu"]},
     }

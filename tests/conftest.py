@@ -256,6 +256,14 @@ def _copy(run: Finished, folder: Path) -> Finished:
     return replace(run, home=_home(folder))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copies of payloads from buckets stay in the tests' own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OAKUM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Nothing of the user's settings reaches oakum."""

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from oakum import faults
-from oakum._store_arrow import open_arrow, without_credentials
+from oakum._store_arrow import ArrowFiles, open_arrow, without_credentials
 from oakum.config import ConfigError
 from oakum.records import sha256_hex
 from oakum.store import DamagedEntryError, Manifest, Store, StoreError
@@ -312,3 +313,18 @@ def test_fault_points(monkeypatch: pytest.MonkeyPatch) -> None:
         faults.fault_point("here")
     monkeypatch.delenv(faults.VARIABLE)
     faults.fault_point("here")
+
+
+def test_a_copy_that_vanished_is_taken_from_the_store_again(tmp_path: Path) -> None:
+    """Of a store in a bucket, a worker reads a copy on its own disk: a cache, which may be cleared at any time."""
+    for name in ("payload", "bucket"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "payload" / "model").write_bytes(b"weights")
+    files = ArrowFiles(SubTreeFileSystem(str(tmp_path / "bucket"), LocalFileSystem()), "", "bucket://store")
+    store = Store(files, "bucket://store")
+    documents: dict[str, Any] = {"key_document": {}, "summary": {}, "provenance": {}}
+    manifest = store.publish("train", KEY, tmp_path / "payload", label="", **documents)
+    copy = store.fetch(manifest, "model")
+    assert store.fetch(manifest, "model") == copy
+    copy.unlink()
+    assert store.fetch(manifest, "model").read_bytes() == b"weights"

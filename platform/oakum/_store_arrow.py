@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import pyarrow
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from oakum._store_files import CHUNK, FileFact, Item
 from oakum._store_names import StoreError, explain
-from oakum.config import ConfigError
+from oakum.config import ConfigError, hide_credentials, without_credentials
 
 Result = TypeVar("Result")
 
@@ -34,20 +33,14 @@ def open_arrow(uri: str) -> ArrowFiles:
         filesystem, root = FileSystem.from_uri(uri)
     except OSError as error:
         raise StoreError(
-            f"{address}: {str(error).replace(uri, address)}: check that the store can be reached"
+            f"{address}: {hide_credentials(str(error), uri)}: check that the store can be reached"
         ) from None
     except pyarrow.ArrowException as error:
-        reason = str(error).replace(uri, address)
+        reason = hide_credentials(str(error), uri)
         raise ConfigError(
             f"{address} is not the address of a store: {reason}; write a folder, s3://bucket/folder or gs://bucket/folder"
         ) from None
     return ArrowFiles(filesystem, root, address)
-
-
-def without_credentials(uri: str) -> str:
-    """Return the URI without user, password and query, for messages."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class ArrowFiles:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from oakum._store_documents import DamagedDocumentError, open_document
 from oakum._store_files import Files, Item, measure, read_bytes, store_clock
 from oakum._store_manifest import DamagedManifestError, Manifest, manifest_path, payload_folder, read_manifest
 from oakum._store_names import TEMPORARY, StoreError, is_key, is_kind
@@ -230,10 +230,10 @@ def _roots(files: Files) -> set[tuple[str, str]]:
             if TEMPORARY.fullmatch(item.path.rpartition("/")[2]):
                 continue
             try:
-                roots.update(_stage_refs(json.loads(read_bytes(files, item.path))))
+                roots.update(_stage_refs(open_document(item.path, read_bytes(files, item.path))))
             except FileNotFoundError:
                 continue
-            except ValueError as error:
+            except DamagedDocumentError as error:
                 raise StoreError(
                     f"{files.place(item.path)} is damaged ({error}), so what it keeps is unknown: remove that file, "
                     "run the experiment again to write its plan anew, then collect"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oakum._store_files import FileFact, Files, read_bytes
-from oakum._store_names import TOKEN, StoreError, check_name, explain, shown
+from oakum._store_names import TOKEN, StoreError, check_name, explain, is_key, shown
 from oakum.records import canonical_json, sha256_hex
 
 HISTORY_FILE = "history.json"
@@ -82,11 +82,21 @@ class Manifest:
         """
         try:
             plain = json.loads(canonical_json(data))
-            manifest = cls(**plain)
-            facts = {name: FileFact(**fact) for name, fact in manifest.files.items()}
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not the JSON of a manifest: {error}") from error
-        if not TOKEN.fullmatch(manifest.attempt) or any(fact.bytes < 0 for fact in facts.values()):
+        return cls._from_plain(plain)
+
+    @classmethod
+    def _from_plain(cls, data: dict[str, Any]) -> Manifest:
+        """Restore a manifest from data that comes from JSON and is the manifest's to keep; raises as `from_json`."""
+        try:
+            manifest = cls(**data)
+            _check_types(manifest)
+            facts = {name: FileFact(**fact) for name, fact in manifest.files.items()}
+            is_ours = TOKEN.fullmatch(manifest.attempt) and all(fact.bytes >= 0 for fact in facts.values())
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"not the JSON of a manifest: {error}") from error
+        if not is_ours:
             raise ValueError("not a manifest that oakum writes")
         for name in facts:
             check_name(name)
@@ -113,12 +123,26 @@ class Manifest:
                 "upgrade oakum, or choose another store with OAKUM_HOME"
             )
         try:
-            manifest = cls.from_json(data)
+            manifest = cls._from_plain(data)
         except ValueError as error:
             raise DamagedManifestError(str(error)) from error
         if (manifest.kind, manifest.key) != (kind, key):
             raise DamagedManifestError(f"it belongs to {shown(manifest.kind)}/{shown(manifest.key)}")
         return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raise TypeError where a field is not of the type that readers rely on."""
+    mappings = (manifest.key_document, manifest.summary, manifest.files, manifest.provenance)
+    texts = (manifest.kind, manifest.key, manifest.attempt, manifest.label)
+    if not all(isinstance(each, dict) for each in mappings) or not all(isinstance(each, str) for each in texts):
+        raise TypeError("a field has another type than oakum writes")
+    if isinstance(manifest.created, bool) or not isinstance(manifest.created, int | float):
+        raise TypeError("`created` is no time")
+    for fact in manifest.files.values():
+        # Copies on this machine are called by the hash.
+        if not isinstance(fact["bytes"], int) or not isinstance(fact["sha256"], str) or not is_key(fact["sha256"]):
+            raise TypeError("the size or the hash of a file has another form than oakum writes")
 
 
 def manifest_path(kind: str, key: str) -> str:
@@ -184,7 +208,7 @@ def _checked_json(raw: bytes) -> dict[str, Any]:
     later = isinstance(data.get("schema"), int) and data["schema"] > SCHEMA
     try:
         intact = check == sha256_hex(canonical_json(data))
-    except ValueError:
+    except (ValueError, RecursionError):
         intact = False
     if not intact and not later:
         raise DamagedManifestError("its checksum does not fit")

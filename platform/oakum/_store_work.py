@@ -146,10 +146,11 @@ def _read_marker(raw: bytes, step: int) -> dict[str, FileFact]:
     Raises:
         ValueError: it is damaged.
     """
-    document = json.loads(raw)
-    if not isinstance(document, dict):
-        raise ValueError("not a JSON object")
-    check = document.pop("check", None)
-    if check != sha256_hex(canonical_json(document)) or document.get("step") != step:
-        raise ValueError("its checksum does not fit")
-    return {check_name(name): FileFact(**fact) for name, fact in document["files"].items()}
+    try:
+        document = json.loads(raw)
+        check = document.pop("check", None)
+        if check != sha256_hex(canonical_json(document)) or document.get("step") != step:
+            raise ValueError("its checksum does not fit")
+        return {check_name(name): FileFact(**fact) for name, fact in document["files"].items()}
+    except (TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not the JSON of a marker: {error}") from error

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from oakum import registry
-from oakum.config import ConfigError, validate
+from oakum.config import ConfigError, parse_yaml, validate
 from oakum.models._normalization import batch_to_group_norm
 from oakum.models.base import Classifier, InputShape
 from oakum.training.checkpoint import CheckpointError, load_strictly
@@ -107,7 +107,7 @@ def _settings(options: tuple[str, ...]) -> dict[str, Any]:
         if key in settings:
             raise ConfigError(f"--model-option {key} is given twice")
         try:
-            settings[key] = yaml.safe_load(text)
+            settings[key] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--model-option {option!r}: {text!r} is not valid YAML") from error
     return settings

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from oakum.config import ConfigError
+from oakum.config import ConfigError, without_credentials
 from oakum.session_home import Home
 from oakum.store import Store, StoreError
 from oakum.tracking_destination import Destination, UnreachableError
@@ -76,10 +76,8 @@ def _store(home: Home) -> Finding:
     except (StoreError, ConfigError) as error:
         return False, str(error)
     good = seen == {"pid": os.getpid()}
-    return (
-        good,
-        f"{home.store_uri} can be written and read" if good else f"{home.store_uri} did not return what was written",
-    )
+    shown = without_credentials(home.store_uri)
+    return good, f"{shown} can be written and read" if good else f"{shown} did not return what was written"
 
 
 def _disk(folder: Path) -> Finding:

@@ -17,6 +17,11 @@ def _open() -> Store:
     return Store.open(Home.of_environment().store_uri)
 
 
+def _printable(label: str) -> str:
+    """Return a label that a terminal shows and does not obey; the store may be another's."""
+    return label if label.isprintable() else ascii(label)
+
+
 def list_entries(kind: str | None, *, as_json: bool) -> int:
     """Print one line for each stored stage, the oldest first."""
     entries = [entry for entry in _open().entries() if kind is None or entry.kind == kind]
@@ -29,7 +34,9 @@ def list_entries(kind: str | None, *, as_json: bool) -> int:
         return 0
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.created))
-        sys.stdout.write(f"{entry.key[:12]}  {entry.kind:<10}  {when}  {_size(entry):>10,}  {entry.label}\n")
+        sys.stdout.write(
+            f"{entry.key[:12]}  {entry.kind:<10}  {when}  {_size(entry):>10,}  {_printable(entry.label)}\n"
+        )
     sys.stdout.write(f"{len(entries)} entries, {sum(map(_size, entries)):,} bytes\n")
     return 0
 

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from oakum.config import ConfigError
+from oakum.config import ConfigError, shortened
 
 PACKAGE_FOLDER = Path(__file__).parent
 
@@ -81,7 +81,9 @@ def canonical_name(kind: str, name: str) -> str:
     if name not in names:
         nearest = difflib.get_close_matches(name.lower(), names, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise UnknownMethodError(f"unknown {_singular(kind)} {name!r}{hint} (available: {', '.join(names)})")
+        raise UnknownMethodError(
+            f"unknown {_singular(kind)} {shortened(repr(name))}{hint} (available: {', '.join(names)})"
+        )
     return name
 
 

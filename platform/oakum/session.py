@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from oakum.config import apply_overrides, read_yaml, validate
 from oakum.datasets.base import ensure_prepared
-from oakum.pipeline.collect import collect, skeleton, stage_refs
+from oakum.pipeline.collect import collect, fill, skeleton, stage_refs
 from oakum.pipeline.fingerprint import package_digest
 from oakum.progress import Progress, code_facts
 from oakum.records import RunRecord, canonical_json, sha256_hex
@@ -117,10 +117,11 @@ def find_finished(digest: str, store: Store) -> RunRecord | None:
     published = {kind: store.published(kind) for kind in {ref.kind for ref in refs}}
     if any(ref.key not in published[ref.kind] for ref in refs):
         return None
-    held = {ref.key: manifest for ref in refs if (manifest := store.manifest(ref.kind, ref.key)) is not None}
+    stored = store.manifests(refs)
+    held = {ref.key: manifest for ref, manifest in stored.items()}
     if len(held) < len(refs) or any(stale_input(manifest, held) for manifest in held.values()):
         return None
-    return collect(plan["skeleton"], store)
+    return fill(plan["skeleton"], stored)
 
 
 def run(options: RunOptions, home: Home) -> RunResult:

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oakum.config import ConfigError
+from oakum.records import sha256_hex
+
+# A file system allows 255 bytes for a name.
+_LONGEST_FOLDER_BYTES = 200
+_KEPT_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -39,5 +44,17 @@ class Home:
         return self.folder / "data"
 
     def report(self, name: str) -> Path:
-        """Return the path of an experiment's HTML report."""
-        return self.folder / "reports" / name / "report.html"
+        """Return the path of the HTML report of an experiment or a search; every name has a folder of its own."""
+        return self.folder / "reports" / _folder_name(name) / "report.html"
+
+
+def _folder_name(name: str) -> str:
+    """Return a name as one part of a path: itself where it can be one, else what is plain of it and a digest.
+
+    Names also come from a store that others may write to, so that what the command line checked does not hold there.
+    """
+    is_plain = name.isprintable() and not {*name} & {"/", "\\"} and name.strip(". ") != "" and name[0] != "."
+    if is_plain and len(name.encode()) <= _LONGEST_FOLDER_BYTES:
+        return name
+    kept = "".join(character if character.isalnum() and character.isascii() else "-" for character in name)
+    return f"{kept[:_KEPT_CHARACTERS].strip('-') or 'report'}-{sha256_hex(name.encode(errors='replace'))[:16]}"

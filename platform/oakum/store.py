@@ -1,7 +1,8 @@
 """The store: finished stages by key, unfinished work, and small documents, in a folder or on an object store.
 
 Layout: `objects/<key>/<attempt>/` (payloads), `manifests/<kind>/<key>.json` (the only commit marker, written last),
-`work/<key>/<attempt>/` (checkpoints), `documents/<name>.json`, `damaged/` (manifests set aside).
+`work/<key>/<attempt>/` (checkpoints), `documents/<name>.json`, `damaged/` (manifests set aside), and on object stores
+`index/<kind>` (copies of manifests, which only save reads and may be removed).
 
 On a local folder the first writer of a key wins; on object stores the last one, and both attempts are whole. Nothing is
 renamed on object stores. Payloads and manifests are flushed to the disk only on request (`fsync=True` or
@@ -16,16 +17,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from oakum._store_cache import MachineCache
+from oakum._store_documents import DamagedDocumentError, document_path, open_document, seal_document
 from oakum._store_files import FileFact, Files, LocalFiles, measure, read_bytes
 from oakum._store_gc import GcReport, Problem, collect_garbage, find_problems, manifest_items, usage_by_kind
+from oakum._store_index import FEW, PARALLEL, ManifestIndex
 from oakum._store_manifest import (
     SCHEMA,
     DamagedManifestError,
@@ -48,15 +52,13 @@ from oakum._store_names import (
 )
 from oakum._store_scratch import Scratch, copy_out
 from oakum._store_work import WorkFolder
-from oakum.config import ConfigError
+from oakum.config import ConfigError, without_credentials
 from oakum.faults import fault_point
-from oakum.records import canonical_json, sha256_hex
+from oakum.records import StageRef, sha256_hex
 
 __all__ = ["SCHEMA", "DamagedEntryError", "GcReport", "Manifest", "Problem", "Store", "StoreError", "WorkFolder"]
 
 _DAY = 86_400.0
-# An object store answers one read in tens of milliseconds: manifests are read side by side there.
-_PARALLEL_READS = 16
 
 
 class Store:
@@ -70,6 +72,7 @@ class Store:
         """Use ready file operations; `Store.open` is the usual way."""
         self.uri = uri
         self._files = files
+        self._index = ManifestIndex(files)
         self._scratch = Scratch()
         self._verified: set[str] = set()
         self._fetched: dict[str, Path] = {}
@@ -86,17 +89,20 @@ class Store:
         """
         address = str(uri)
         if not address.strip() or not address.isprintable():
-            raise ConfigError(f"{shown(address)} is not the address of a store: write a folder or a URI")
+            where = shown(without_credentials(address))
+            raise ConfigError(f"{where} is not the address of a store: write a folder or a URI")
         if "://" in address and not isinstance(uri, Path):
             if not address.startswith("file://"):
                 # pyarrow takes 0.2 s to import, and a local store needs none of it.
                 from oakum._store_arrow import open_arrow
 
                 return cls(open_arrow(address), address)
-            parts = urlsplit(address)
-            if parts.netloc not in {"", "localhost"} or not parts.path:
-                raise ConfigError(f"{shown(address)}: write file:///path/to/folder")
-            address = unquote(parts.path)
+            host, slash, path = address.removeprefix("file://").partition("/")
+            if host not in {"", "localhost"} or not slash:
+                raise ConfigError(f"{shown(without_credentials(address))}: write file:///path/to/folder")
+            address = unquote(f"/{path}")
+            if not address.isprintable():
+                raise ConfigError(f"{shown(address)} is not the address of a store: write a folder or a URI")
         folder = os.path.abspath(os.path.expanduser(address))
         wanted = os.environ.get("OAKUM_FSYNC") == "1" if fsync is None else fsync
         return cls(LocalFiles(Path(folder), fsync=wanted), folder)
@@ -123,6 +129,23 @@ class Store:
         except DamagedManifestError as error:
             self.set_aside(kind, key, f"damaged manifest: {error}")
             return None
+
+    def manifests(self, refs: Iterable[StageRef]) -> dict[StageRef, Manifest]:
+        """Return the manifests of those stages that are stored, in the order of `refs`; damaged ones are set aside.
+
+        For many stages this costs an object store little more than a listing (`_store_index.py`), and what has to be
+        read there is read side by side.
+        """
+        wanted = list(dict.fromkeys(refs))
+        for ref in wanted:
+            check_kind(ref.kind)
+            check_key(ref.key)
+        if len(wanted) <= FEW:
+            return self._read_manifests(wanted)
+        if not self._files.is_local:
+            return self._index.manifests(wanted, self._read_manifests)
+        published = {kind: self.published(kind) for kind in {ref.kind for ref in wanted}}
+        return self._read_manifests([ref for ref in wanted if ref.key in published[ref.kind]])
 
     def publish(
         self,
@@ -195,9 +218,10 @@ class Store:
         return data
 
     def fetch(self, manifest: Manifest, name: str) -> Path:
-        """Return a verified file on this machine: the object itself (never write to it), or a scratch copy.
+        """Return a verified file on this machine: the object itself, or a copy. Never write to it.
 
-        A scratch copy lives until the process ends. Raises as `read`.
+        Copies of a bucket's files are kept for all processes of the user on this machine (`_store_cache.py`), or else
+        until the process ends. Raises as `read`.
         """
         path = manifest.object_path(name)
         local = self._files.local_path(path)
@@ -205,18 +229,27 @@ class Store:
         if known is not None and known.is_file():
             return known
         try:
-            if local is not None:
-                found, target = measure(self._files, path), local
-            else:
-                target = self._scratch.new_path() / name
-                found = copy_out(self._files, path, target)
+            target, found = (local, measure(self._files, path)) if local else self._copy(manifest, name)
         except FileNotFoundError:
             raise _damaged(manifest, name, "it is missing") from None
         _require(manifest, name, found)
         if local is None:
-            return self._fetched.setdefault(path, target)
-        self._verified.add(path)
-        return local
+            self._fetched[path] = target
+        else:
+            self._verified.add(path)
+        return target
+
+    def _copy(self, manifest: Manifest, name: str) -> tuple[Path, FileFact]:
+        """Return a copy on this machine of a bucket's file, and what its bytes are."""
+
+        def download(target: Path) -> FileFact:
+            return copy_out(self._files, manifest.object_path(name), target)
+
+        cache = MachineCache.of_user()
+        if cache is not None:
+            return cache.get(FileFact(**manifest.files[name]), download)
+        target = self._scratch.new_path() / name
+        return target, download(target)
 
     def set_aside(self, kind: str, key: str, reason: str, *, attempt: str = "") -> None:
         """Move an entry's manifest under `damaged/` with the reason: the entry counts as absent from here on.
@@ -247,11 +280,12 @@ class Store:
         Raises:
             ValueError: not JSON (NaN included).
         """
+        path = document_path(check_name(name))
         try:
-            data = canonical_json(document)
+            data = seal_document(path, document)
         except TypeError as error:
             raise ValueError(f"the document {shown(name)} is not JSON: {error}") from error
-        self._files.put(_document_path(name), data)
+        self._files.put(path, data)
 
     def get_document(self, name: str) -> dict[str, Any] | None:
         """Return a document, or None when there is none.
@@ -259,16 +293,14 @@ class Store:
         Raises:
             StoreError: it is damaged.
         """
-        path = _document_path(name)
+        path = document_path(check_name(name))
         try:
-            data = json.loads(read_bytes(self._files, path))
+            return open_document(path, read_bytes(self._files, path))
         except FileNotFoundError:
             return None
-        except ValueError:
-            data = None
-        if not isinstance(data, dict):
-            raise StoreError(f"{self._files.place(path)} is damaged: remove that file and run again")
-        return data
+        except DamagedDocumentError as error:
+            place = self._files.place(path)
+            raise StoreError(f"{place} is damaged ({error}): remove that file and run again") from error
 
     def list_documents(self, prefix: str = "") -> list[str]:
         """Return the sorted names of all documents below the folder `prefix` (`plans` or `plans/`), "" for all."""
@@ -283,17 +315,12 @@ class Store:
 
     def delete_document(self, name: str) -> None:
         """Remove a document; it may be gone already."""
-        self._files.delete(_document_path(name))
+        self._files.delete(document_path(check_name(name)))
 
     def entries(self) -> list[Manifest]:
         """Return every manifest, sorted by kind and key; damaged ones are set aside."""
-        places = [(kind, key) for kind, key, _ in manifest_items(self._files)]
-        if self._files.is_local:
-            found = [self.manifest(*place) for place in places]
-        else:
-            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-                found = list(pool.map(lambda place: self.manifest(*place), places))
-        return [manifest for manifest in found if manifest is not None]
+        refs = [StageRef(kind, key) for kind, key, _ in manifest_items(self._files)]
+        return list(self.manifests(refs).values())
 
     def verify(self, kind: str | None = None, key: str | None = None) -> list[Problem]:
         """Read every byte of the entries (of one kind, of one key) and return what is wrong; changes nothing."""
@@ -316,6 +343,14 @@ class Store:
     def usage(self) -> dict[str, int]:
         """Return the bytes of published files by stage kind."""
         return usage_by_kind(self.entries())
+
+    def _read_manifests(self, refs: list[StageRef]) -> dict[StageRef, Manifest]:
+        if self._files.is_local:
+            found = [self.manifest(ref.kind, ref.key) for ref in refs]
+        else:
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                found = list(pool.map(lambda ref: self.manifest(ref.kind, ref.key), refs))
+        return {ref: manifest for ref, manifest in zip(refs, found, strict=True) if manifest is not None}
 
     def _add_payload(self, place: str, folder: Path, names: list[str]) -> dict[str, FileFact]:
         facts = {name: self._files.add(f"{place}/{name}", folder / name) for name in names}
@@ -345,10 +380,6 @@ class Store:
     def _discard(self, key: str, attempt: str) -> None:
         with suppress(StoreError, FileNotFoundError):
             self._files.delete_tree(payload_folder(key, attempt))
-
-
-def _document_path(name: str) -> str:
-    return f"documents/{check_name(name)}.json"
 
 
 def _damaged(manifest: Manifest, name: str, why: str) -> DamagedEntryError:

@@ -172,7 +172,7 @@ class _NotingErrors:
     ) -> bool:
         if not isinstance(error, self._kinds):
             return False
-        self._holder._error = _short(error)
+        self._holder._error = _short(error, self._holder._destination)
         return True
 
 
@@ -285,10 +285,10 @@ class _Writer(threading.Thread):
             if self._delivery is None:
                 self._delivery = Delivery(self._store, self._destination)
         except UnreachableError as error:
-            self._error = _short(error)
+            self._error = _short(error, self._destination)
             return False
         except delivery_errors() as error:
-            self._error = _short(error)
+            self._error = _short(error, self._destination)
             return False
         self._error = None
         return True
@@ -301,7 +301,7 @@ class _Writer(threading.Thread):
             try:
                 is_ours = self._delivery.deliver(name, self._current)
             except delivery_errors() as error:
-                message = _short(error)
+                message = _short(error, self._destination)
                 # Runs that somebody deleted meanwhile are made anew at the second try.
                 self._delivery.forget()
                 if not self._is_answering():
@@ -316,7 +316,7 @@ class _Writer(threading.Thread):
         try:
             self._destination.probe()
         except UnreachableError as error:
-            self._error = _short(error)
+            self._error = _short(error, self._destination)
             return False
         return True
 
@@ -328,6 +328,6 @@ class _Writer(threading.Thread):
                 self._failed[name] = failure
 
 
-def _short(error: BaseException) -> str:
-    lines = str(error).splitlines()
+def _short(error: BaseException, destination: Destination) -> str:
+    lines = destination.hide(str(error)).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

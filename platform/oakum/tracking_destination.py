@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from oakum.config import hide_credentials, without_credentials
+
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 3.0
 _AWAY = {502, 503, 504}
@@ -72,9 +74,12 @@ class Destination:
 
     @property
     def shown(self) -> str:
-        """The URI without a password."""
-        parts = urlsplit(self.uri)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.password else self.uri
+        """The URI without user, password and query."""
+        return without_credentials(self.uri)
+
+    def hide(self, message: str) -> str:
+        """Return a message without this destination's credentials: libraries repeat what they could not reach."""
+        return hide_credentials(message, self.uri)
 
     def identity(self) -> str | None:
         """Return a text that changes when the destination loses its memory, or None while it does not exist."""
@@ -112,17 +117,19 @@ class Destination:
 
     def probe(self) -> None:
         """Ask a server for a sign of life, for at most a few seconds; raises UnreachableError."""
-        parts = urlsplit(self.uri)
-        scheme = parts.scheme.partition("+")[0]
         try:
+            parts = urlsplit(self.uri)
+            scheme = parts.scheme.partition("+")[0]
             if scheme in {"http", "https"}:
                 _ask(parts)
             elif scheme in _DATABASE_PORTS and parts.hostname:
                 address = (parts.hostname, parts.port or _DATABASE_PORTS[scheme])
                 socket.create_connection(address, timeout=_PROBE_SECONDS).close()
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UnreachableError(f"{self.shown} does not answer: {reason}") from error
+            is_wrong = isinstance(error, ValueError | http.client.InvalidURL)
+            # What cannot be read of an address may be a part of its password.
+            reason = "the address cannot be read" if is_wrong else getattr(error, "reason", None) or error
+            raise UnreachableError(self.hide(f"{self.shown} does not answer: {reason}")) from None
 
     def _create_database(self, database: Path) -> None:
         if database.exists():
@@ -147,9 +154,16 @@ def tracking_uri(home: Path) -> str:
 
 
 def ui_command(home: Path, uri: str | None = None) -> str:
-    """Return the shell command that opens the user interface with this Python's MLflow."""
+    """Return the shell command that opens the user interface with this Python's MLflow, for this machine alone.
+
+    The password of a database is in neither the command nor the list of processes: MLflow reads the variable.
+    """
     destination = Destination.of(home, uri)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", destination.uri]
+    command = [sys.executable, "-m", "mlflow", "ui"]
+    host = ["--host", "127.0.0.1"]
+    if destination.database is None and destination.shown != destination.uri:
+        return f'MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI" {shlex.join([*command, *host])}'
+    command += ["--backend-store-uri", destination.uri, *host]
     if destination.artifacts is not None:
         command += ["--default-artifact-root", str(destination.artifacts)]
     return shlex.join(command)
@@ -158,7 +172,7 @@ def ui_command(home: Path, uri: str | None = None) -> str:
 def where_to_look(home: Path, uri: str | None = None) -> str:
     """Return the server's address, or the command that opens the user interface on a database."""
     destination = Destination.of(home, uri)
-    is_server = urlsplit(destination.uri).scheme in {"http", "https"}
+    is_server = destination.uri.lower().startswith(("http://", "https://"))
     return destination.shown if is_server else ui_command(home, uri)
 
 

@@ -239,9 +239,13 @@ class Runs:
 
 
 def metric_name(key: str) -> str:
-    """Return `key` in the characters that MLflow allows in a metric's name."""
+    """Return `key` in the characters that MLflow allows in a metric's name; long keys that differ stay apart."""
     parts = [part for part in re.sub(r"[^\w\-.:/ ]", "_", key, flags=re.ASCII).split("/") if part.strip(".")]
-    return "/".join(parts)[:_NAME_CHARACTERS] or "metric"
+    name = "/".join(parts) or "metric"
+    if len(name) <= _NAME_CHARACTERS:
+        return name
+    digest = sha256_hex(key.encode(errors="replace"))[:16]
+    return f"{name[: _NAME_CHARACTERS - 17]}-{digest}"
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -53,13 +53,14 @@ def deliver_search(
         How many parts arrived, how many wait, and why: nothing is raised for a server that is away or for a record, a
         stage or a file that cannot be read.
     """
-    courier = _Courier(store, Destination.of(home, uri), key)
+    destination = Destination.of(home, uri)
+    courier = _Courier(store, destination, key)
     try:
         courier.deliver(tuple(artifacts))
     except _UNREADABLE as error:
-        courier.error = _short(error)
+        courier.error = _short(error, destination)
     except delivery_errors() as error:
-        courier.error = _short(error)
+        courier.error = _short(error, destination)
     return courier.status()
 
 
@@ -125,7 +126,7 @@ class _Courier:
         try:
             part.write(runs)
         except _UNREADABLE + delivery_errors() as error:
-            self._waiting[part.name] = f"{part.name}: {_short(error)}"
+            self._waiting[part.name] = f"{part.name}: {_short(error, self._destination)}"
             runs.forget()
             self._destination.probe()
         else:
@@ -147,7 +148,7 @@ class _Courier:
         try:
             return read()
         except _UNREADABLE as error:
-            self._waiting[name] = f"{name}: {_short(error)}"
+            self._waiting[name] = f"{name}: {_short(error, self._destination)}"
             return None
 
     def _files(self, paths: Iterable[Path]) -> Iterator[Part]:
@@ -157,5 +158,5 @@ class _Courier:
                 yield Part(f"file {path.name}", sha256_hex(content), partial(SearchRuns.put_report, path=path))
 
 
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _short(error: BaseException, destination: Destination) -> str:
+    return destination.hide(f"{type(error).__name__}: {error}").splitlines()[0]

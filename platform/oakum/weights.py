@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from oakum import registry
-from oakum.config import ConfigError
+from oakum.config import ConfigError, shortened
 from oakum.packages import PackageError, Progress
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def write_weights(
 
     _check_name(name)
     _check_finite(name, tensors)
+    origin = origin if origin.isprintable() else ascii(origin)
     if own := sorted(set(facts) & set(_OWN_FACTS)):
         raise ValueError(f"the fact {own[0]!r} is written by oakum")
     data = save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
@@ -203,7 +204,7 @@ def prepare(folder: Path, name: str, source: Path | None, force: bool, progress:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"weights name {name!r}: use lower-case letters, digits, _ and -, at most 64")
+        raise ConfigError(f"weights name {shortened(repr(name))}: use lower-case letters, digits, _ and -, at most 64")
 
 
 def _check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -226,10 +227,14 @@ def _read_facts(folder: Path, name: str) -> WeightsFile:
     path = _facts_path(folder, name)
     try:
         facts = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(name, path, f"it cannot be read ({error})") from error
     if not isinstance(facts, dict) or not all(isinstance(facts.get(key), str) for key in _TEXT_FACTS):
         raise _damaged(name, path, f"it does not hold {', '.join(_TEXT_FACTS)}")
+    if not all(facts[key].isprintable() for key in _TEXT_FACTS):
+        raise _damaged(name, path, "it holds control or invisible characters")
+    if not isinstance(facts.get("bytes"), int):
+        raise _damaged(name, path, "it does not say how many bytes the weights have")
     return WeightsFile(name, _tensors_path(folder, name), facts["sha256"], facts)
 
 

@@ -18,9 +18,11 @@ import pyarrow
 import pytest
 from pyarrow.fs import FileSelector, FileSystemHandler, LocalFileSystem, PyFileSystem, SubTreeFileSystem
 
+from oakum import _store_index
+from oakum import store as store_module
 from oakum._store_arrow import ArrowFiles
 from oakum.config import ConfigError
-from oakum.records import sha256_hex
+from oakum.records import StageRef, sha256_hex
 from oakum.store import DamagedEntryError, Manifest, Store, StoreError
 
 KEY = sha256_hex(b"a stage")
@@ -223,7 +225,7 @@ def test_publish_and_read_back(place: Place, payload: Path, tmp_path: Path) -> N
     assert reader.entries() == [manifest]
     assert reader.usage() == {"train": sum(map(len, FILES.values()))}
     fetched = reader.fetch(manifest, "figures/one.png")
-    assert fetched.read_bytes() == FILES["figures/one.png"] and fetched.name == "one.png"
+    assert fetched.read_bytes() == FILES["figures/one.png"]
     assert reader.fetch(manifest, "figures/one.png") == fetched
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
     assert {path.relative_to(payload).as_posix() for path in payload.rglob("*") if path.is_file()} == set(FILES)
@@ -371,6 +373,41 @@ def test_a_manifest_of_a_later_oakum_stays(place: Place, payload: Path, tmp_path
     with pytest.raises(StoreError, match="upgrade oakum"):
         store.manifest("train", KEY)
     assert path.exists()
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_many_manifests_at_once(
+    place: Place, payload: Path, tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether few are asked for, or so many that an object store is asked for an index."""
+    monkeypatch.setattr(store_module, "FEW", few)
+    monkeypatch.setattr(_store_index, "FEW", few)
+    root = tmp_path / "store"
+    store = place.store(root)
+    published = {
+        StageRef(kind, key): publish(store, payload, kind=kind, key=key)
+        for kind in ("train", "answers")
+        for key in (KEY, OTHER)
+    }
+    missing, damaged = StageRef("train", sha256_hex(b"missing")), StageRef("answers", sha256_hex(b"damaged"))
+    publish(store, payload, kind=damaged.kind, key=damaged.key)
+    age(root, 60)
+    path = root / "manifests" / damaged.kind / f"{damaged.key}.json"
+    path.write_bytes(path.read_bytes()[:-5])
+    wanted = [missing, *reversed(published), damaged]
+    for reader in (store, place.store(root), place.store(root)):
+        found = reader.manifests(iter(wanted))
+        assert found == published and list(found) == list(reversed(published))
+        assert not path.exists()
+    assert store.manifests([]) == {} and store.manifests([missing]) == {}
+    assert (root / "index" / "train").exists() == (few == 0 and place.name == "object store")
+    store.set_aside("train", KEY, "a test")
+    again = publish(store, payload, label="again")
+    for reader in (store, place.store(root)):
+        assert reader.manifests(published) == {**published, StageRef("train", KEY): again}
+    for index in (root / "index").glob("*"):
+        index.write_bytes(index.read_bytes()[:-5])
+    assert place.store(root).manifests(published) == {**published, StageRef("train", KEY): again}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from oakum.pipeline import executor
 from oakum.pipeline.executor import MAX_RETRIES, Ledger, Serial, find_present
 from oakum.pipeline.runner import Outcome, run_stage
 from oakum.pipeline.stage import Stage, WorkerSettings
@@ -196,6 +198,60 @@ def test_serial_ends_when_nothing_can_start(store: Store, tmp_path: Path) -> Non
     assert book.failures.keys() == {TRAIN.key, PRIOR.key}
     assert labels(book.skipped()) == ["answers", "attack"]
     assert all("Traceback" in failure.trace or "KeyError" in failure.trace for failure in book.failures.values())
+
+
+class NoStore:
+    def set_aside(self, *_: Any, **__: Any) -> None: ...
+
+
+def ready_plainly(book: Ledger) -> list[Stage]:
+    """Ask every stage of the plan whether it may start."""
+    waiting = [
+        item
+        for key, item in book.stages.items()
+        if key not in book.done | book.running | book.failures.keys()
+        and (book.asked is None or key in book.asked)
+        and all(each.key in book.done for each in item.inputs.values())
+    ]
+    return sorted(waiting, key=lambda item: -item.weight)
+
+
+def random_plan(draw: Random, size: int) -> list[Stage]:
+    plan: list[Stage] = []
+    for number in range(size):
+        inputs = {
+            f"input{name}": each for name, each in enumerate(draw.sample(plan, min(len(plan), draw.randrange(4))))
+        }
+        if inputs and draw.random() < 0.2:
+            inputs["again"] = inputs["input0"]
+        plan.append(stage(draw.choice(["train", "answers"]), str(number), draw.choice([1.0, 1.0, 2.0, 5.0]), **inputs))
+    return plan
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_line_is_what_asking_every_stage_gives(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    draw = Random(seed)
+    plan = random_plan(draw, 40)
+    monkeypatch.setattr(executor, "find_present", lambda stages, store: {key for key in stages if draw.random() < 0.3})
+    only = draw.choice([(), (), ("train",)])
+    book = Ledger.of(plan[:20], NoStore(), Log(), only=only)  # type: ignore[arg-type]
+    for turn in range(150):
+        assert book.ready() == ready_plainly(book)
+        if turn == 20:
+            book.add(plan[10:])
+        started = [item for item in plan if item.key in book.running]
+        if (ready := book.ready()) and draw.random() < 0.5:
+            book.start(draw.choice(ready))
+        elif started:
+            item = draw.choice(started)
+            damaged = draw.choice(list(item.inputs.values()) or [item])
+            if (way := draw.random()) < 0.6:
+                book.complete(item, Outcome(item.kind, item.key, 1.0))
+            elif way < 0.9:
+                book.fail(item, DamagedEntryError(damaged.kind, damaged.key, "file", "changed"))
+            else:
+                book.fail(item, draw.choice([StoreError("disk full"), ValueError("bad")]))
+    assert book.done and (only or len(book.stages) == 40)
 
 
 def test_a_task_travels_as_plain_data() -> None:

@@ -5,6 +5,7 @@ Every function takes `data_home`, the folder that holds the prepared data sets (
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ __all__ = [
     "prepare",
     "verify",
 ]
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
 
 class DataSource:
@@ -171,7 +174,7 @@ def ensure_prepared(name: str, data_home: Path, progress: Progress = no_progress
     Raises:
         DataError: not prepared and not embedded (the message names the command), or damaged.
     """
-    if not (data_home / name).exists() and _source(name).embedded:
+    if not _is_there(name, data_home) and _source(name).embedded:
         return prepare(name, data_home, progress=progress)
     return open_prepared(name, data_home)
 
@@ -183,9 +186,14 @@ def open_prepared(name: str, data_home: Path) -> PreparedData:
         UnknownMethodError: no such data set.
         DataError: not prepared, or a damaged manifest; the message names the command that helps.
     """
-    if not (data_home / name).exists():
+    if not _is_there(name, data_home):
         name = registry.canonical_name("datasets", name)
     return _prepared.read_manifest(name, data_home)
+
+
+def _is_there(name: str, data_home: Path) -> bool:
+    """Whether a folder of this name was prepared; no other place is looked at, whatever the name."""
+    return _FOLDER_NAME.fullmatch(name) is not None and (data_home / name).exists()
 
 
 def load_labels(name: str, data_home: Path) -> Labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from oakum.records import CellRecord, MetricValue, RunRecord, SharedRecord, StageRef
@@ -48,20 +49,19 @@ def skeleton(plan: Plan, code: dict[str, Any]) -> dict[str, Any]:
 
 def collect(document: dict[str, Any], store: Store) -> RunRecord:
     """Fill a skeleton with the numbers of the stages that the store holds; stages not there yet leave gaps."""
+    return fill(document, store.manifests(stage_refs(document)))
+
+
+def fill(document: dict[str, Any], stored: Mapping[StageRef, Manifest]) -> RunRecord:
+    """Fill a skeleton with the numbers of some of its stages; the others leave gaps."""
     record = RunRecord.from_json(document)
-    manifests = _manifests(record, store)
+    manifests = {ref.key: manifest for ref, manifest in stored.items()}
     cells = tuple(_cell(cell, manifests) for cell in record.cells)
     shared = tuple(
         SharedRecord(item.role, item.stage, item.parameters, _metrics(manifests.get(item.stage.key)))
         for item in record.shared
     )
     return RunRecord(**{**vars(record), "cells": cells, "shared": shared})
-
-
-def _manifests(record: RunRecord, store: Store) -> dict[str, Manifest]:
-    refs = {ref for cell in record.cells for ref in cell.stages.values()} | {item.stage for item in record.shared}
-    found = {ref.key: store.manifest(ref.kind, ref.key) for ref in sorted(refs, key=lambda ref: (ref.kind, ref.key))}
-    return {key: manifest for key, manifest in found.items() if manifest is not None}
 
 
 def _cell(cell: CellRecord, manifests: dict[str, Manifest]) -> CellRecord:
@@ -96,7 +96,7 @@ def _cost_of(part: str, target: str) -> str:
     A snapshot's training is charged by its snapshots alone; the vanilla shadow and the control, which all settings
     share, to none.
     """
-    if part in ("target", "teacher"):
+    if part in ("target", "phase", "teacher"):
         return "train"
     if part in ("training", "shadow_training", "control", "control_target") or target in ("vanilla", "control"):
         return "none"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import Counter
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,9 @@ class Failure:
 class Ledger:
     """Which stages are done, ready, running or failed; the only admission of work.
 
+    For every stage the inputs that are not done are counted, and the stages that may start stand in line: what changes
+    costs the stages that it concerns, and never the whole plan. Only the ledger's own methods change its sets.
+
     Attributes:
         stages: key -> stage, inputs before their users.
         done: keys in the store.
@@ -64,6 +68,15 @@ class Ledger:
     asked: frozenset[str] | None = None
     stop_at: float | None = None
     feed: Callable[[], bool] | None = None
+    _places: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _missing: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    _users: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list), init=False, repr=False)
+    _line: list[tuple[float, int, Stage]] = field(default_factory=list, init=False, repr=False)
+    _in_line: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for stage in self.stages.values():
+            self._enter(stage)
 
     @classmethod
     def of(
@@ -78,21 +91,24 @@ class Ledger:
 
         `only` and `skip` name stage kinds or parts: others than these, or these, are not started.
         """
-        ledger = cls({stage.key: stage for stage in stages}, store, observer)
-        ledger.done = find_present(ledger.stages, store)
-        if only or skip:
-            ledger.asked = frozenset(
-                stage.key
-                for stage in ledger.stages.values()
-                if (not only or {stage.kind, stage.part} & set(only)) and not {stage.kind, stage.part} & set(skip)
-            )
-        return ledger
+        known = {stage.key: stage for stage in stages}
+        asked = frozenset(
+            stage.key
+            for stage in known.values()
+            if (not only or {stage.kind, stage.part} & set(only)) and not {stage.kind, stage.part} & set(skip)
+        )
+        done = find_present(known, store)
+        return cls(known, store, observer, done=done, asked=asked if only or skip else None)
 
     def add(self, stages: Iterable[Stage]) -> None:
         """Take up more stages, inputs before their users; those that are known already stay as they are."""
         new = {stage.key: stage for stage in stages if stage.key not in self.stages}
+        present = find_present(new, self.store)
         self.stages |= new
-        self.done |= find_present(new, self.store)
+        for stage in new.values():
+            self._enter(stage)
+        for key in present:
+            self._note_done(key)
 
     def refill(self) -> bool:
         """Let the feed add stages and return whether more may come."""
@@ -102,16 +118,7 @@ class Ledger:
         """Return the stages that may start, the heaviest first (plan order among equals)."""
         if self.stop_at is not None and time.monotonic() > self.stop_at:
             return []
-        waiting = [
-            stage
-            for key, stage in self.stages.items()
-            if key not in self.done
-            and key not in self.running
-            and key not in self.failures
-            and (self.asked is None or key in self.asked)
-            and all(each.key in self.done for each in stage.inputs.values())
-        ]
-        return sorted(waiting, key=lambda stage: -stage.weight)
+        return [stage for _, _, stage in self._line]
 
     def outstanding(self) -> list[Stage]:
         """Return every stage that this run is to start, now or later."""
@@ -132,15 +139,20 @@ class Ledger:
 
     def start(self, stage: Stage) -> StageTask:
         self.running.add(stage.key)
+        self._line_up(stage)
         self.observer.started(stage)
         return stage.task()
 
     def complete(self, stage: Stage, outcome: Outcome) -> None:
         self.running.discard(stage.key)
-        self.done.add(stage.key)
+        self._note_done(stage.key)
         if stage.key in self.repaired:
             # Came out with other bytes? Then what was made from the earlier ones is stale.
-            self.done = find_present(self.stages, self.store)
+            present = find_present(self.stages, self.store)
+            for key in present - self.done:
+                self._note_done(key)
+            for key in self.done - present:
+                self._note_lost(key)
         self.observer.finished(stage, outcome)
 
     def fail(self, stage: Stage, error: BaseException, *, lost_worker: bool = False, trace: str = "") -> None:
@@ -160,6 +172,7 @@ class Ledger:
             trace = trace or "".join(traceback.format_exception(error)[-12:])
             self.failures[stage.key] = Failure(stage, reason, trace)
             self.observer.failed(stage, reason)
+        self._line_up(stage)
 
     def _recompute(self, error: DamagedEntryError) -> bool:
         """Set a damaged entry aside so that it is computed again; False when it is not part of this plan."""
@@ -167,9 +180,52 @@ class Ledger:
             return False
         # Another stage may have met the same damage before, and the entry may be whole again by now.
         self.store.set_aside(error.kind, error.key, str(error), attempt=error.attempt)
-        self.done.discard(error.key)
+        self._note_lost(error.key)
         self.repaired.add(error.key)
         return True
+
+    def _enter(self, stage: Stage) -> None:
+        self._places[stage.key] = len(self._places)
+        for each in stage.inputs.values():
+            self._users[each.key].append(stage.key)
+            self._missing[stage.key] += each.key not in self.done
+        self._line_up(stage)
+
+    def _note_done(self, key: str) -> None:
+        if key not in self.done:
+            self.done.add(key)
+            self._count_missing(key, -1)
+
+    def _note_lost(self, key: str) -> None:
+        if key in self.done:
+            self.done.remove(key)
+            self._count_missing(key, +1)
+
+    def _count_missing(self, key: str, more: int) -> None:
+        self._line_up(self.stages[key])
+        for user in self._users[key]:
+            self._missing[user] += more
+            self._line_up(self.stages[user])
+
+    def _line_up(self, stage: Stage) -> None:
+        """Put a stage in line, or take it out, as its state says now."""
+        key = stage.key
+        may_start = (
+            not self._missing[key]
+            and key not in self.done
+            and key not in self.running
+            and key not in self.failures
+            and (self.asked is None or key in self.asked)
+        )
+        if may_start == (key in self._in_line):
+            return
+        place = (-stage.weight, self._places[key])
+        if may_start:
+            insort(self._line, (*place, stage))
+            self._in_line.add(key)
+        else:
+            del self._line[bisect_left(self._line, place)]
+            self._in_line.remove(key)
 
 
 class Executor(Protocol):
@@ -227,23 +283,22 @@ def _wait(future: Future[Outcome]) -> BaseException | None:
 def find_present(stages: dict[str, Stage], store: Store) -> set[str]:
     """Return the keys that the store holds and whose inputs are still the ones they were made from.
 
-    One listing per kind. An entry that was made from other bytes of an input (the input was damaged and came out
-    differently when computed again) is set aside.
+    An entry that was made from other bytes of an input (the input was damaged and came out differently when computed
+    again) is set aside.
     """
-    published = {kind: store.published(kind) for kind in {stage.kind for stage in stages.values()}}
-    manifests: dict[str, Manifest] = {}
+    stored = store.manifests(stage.ref for stage in stages.values())
+    present: dict[str, Manifest] = {}
     for key, stage in stages.items():
-        if key not in published[stage.kind]:
-            continue
-        manifest = store.manifest(stage.kind, key)
+        manifest = stored.get(stage.ref)
         if manifest is None:
             continue
-        stale = stale_input(manifest, manifests)
+        stale = stale_input(manifest, present)
         if stale is not None:
-            store.set_aside(stage.kind, key, f"made from other bytes of its input {stale!r}")
+            reason = f"made from other bytes of its input {stale!r}"
+            store.set_aside(stage.kind, key, reason, attempt=manifest.attempt)
             continue
-        manifests[key] = manifest
-    return set(manifests)
+        present[key] = manifest
+    return set(present)
 
 
 def stale_input(manifest: Manifest, present: Mapping[str, Manifest]) -> str | None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _run(
         "device": str(context.device),
         "workers": Collective.current().world_size,
         "commit": settings.commit,
-        "package": package_digest(),
+        "package": _package(),
         "versions": library_versions(),
         "inputs": {
             name: {"kind": manifest.kind, "key": manifest.key, "content": manifest.content}
@@ -95,6 +96,12 @@ def _run(
         **context.notes,
     }
     return summary, provenance
+
+
+@cache
+def _package() -> str:
+    """Return the package's digest, taken once in each process: reading 300 files is most of a short stage."""
+    return package_digest()
 
 
 def library_versions() -> dict[str, str]:

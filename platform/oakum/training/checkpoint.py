@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,8 +18,12 @@ TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
 
 
+# What damaged records and states make the parts' own loaders raise.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+
+
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit what it is loaded into."""
+    """A checkpoint that is damaged, or does not fit what it is loaded into."""
 
 
 def save_parts(folder: Path, parts: dict[str, Any], record: dict[str, Any]) -> None:
@@ -35,11 +40,21 @@ def load_parts(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
     """Load the states of all `parts` from a folder written by `save_parts`; return its record.
 
     Raises:
-        CheckpointError: the checkpoint belongs to other parts or another architecture; nothing is loaded then
-            into modules whose names or shapes differ.
+        CheckpointError: the checkpoint is damaged, or belongs to other parts or another architecture; nothing is
+            loaded then into modules whose names or shapes differ.
     """
-    tensors = load_file(folder / TENSORS_FILE)
-    document = json.loads((folder / RECORD_FILE).read_text())
+    tensors = _load_tensors(folder / TENSORS_FILE)
+    try:
+        return _load_record(json.loads((folder / RECORD_FILE).read_text()), tensors, parts, folder)
+    except CheckpointError:
+        raise
+    except _UNREADABLE as error:
+        raise CheckpointError(f"the checkpoint in {folder} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _load_record(
+    document: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any], folder: Path
+) -> dict[str, Any]:
     if set(document["parts"]) != set(parts):
         raise CheckpointError(
             f"the checkpoint in {folder} holds {sorted(document['parts'])}, needed are {sorted(parts)}"
@@ -86,10 +101,17 @@ def load_module(module: nn.Module, path: Path) -> nn.Module:
     """Load safetensors strictly into `module` and return it.
 
     Raises:
-        CheckpointError: another architecture.
+        CheckpointError: another architecture, or no safetensors file: a pickle is refused whatever its name says.
     """
-    load_strictly(module, load_file(path), where=path.name)
+    load_strictly(module, _load_tensors(path), where=path.name)
     return module
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
 
 
 def _extract(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
