@@ -134,7 +134,7 @@ def test_what_is_done_is_not_run_and_holds_nothing_up() -> None:
         (Resources(gpus=1), Nodes(4, 2), "asks for a GPU, but the cluster has none"),
         (Resources(workers=9), Nodes(4, 2), "asks for 9 workers .* has 8 CPUs"),
         # Nine of ten CPUs, but three workers with three CPUs each do not fit on two nodes with five.
-        (Resources(cpus=3, workers=3), Nodes(2, 5), ".* have together, but not in parts that a worker fits into"),
+        (Resources(cpus=3, workers=3), Nodes(2, 5), "asks for 3 workers .* nodes have room for 2 of them"),
     ],
 )
 def test_what_can_never_run_is_named(resources: Resources, nodes: Nodes, said: str) -> None:

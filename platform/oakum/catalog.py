@@ -56,7 +56,23 @@ def methods_page() -> str:
             text = _deviations(registry.load(kind, entry["name"]))
             if text:
                 lines += [f"**`{entry['name']}`** differs from its source: {text}", ""]
+        lines += _schedulable_settings() if kind == "defenses" else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _schedulable_settings() -> list[str]:
+    """Return the section on settings that may change during training."""
+    found = {name: registry.load("defenses", name).schedulable for name in registry.available("defenses")}
+    listed = [
+        f"`{name}`: {', '.join(f'`{each}`' for each in settings)}" for name, settings in found.items() if settings
+    ]
+    return [
+        "### Settings that may change during training",
+        "",
+        "`{name: relaxloss, alpha: 1.0, schedule: {5: {alpha: 2.0}}}` trains with `alpha` 2 from epoch 5 on, counted "
+        "from 0; see docs/design.md. What may change: " + "; ".join(listed) + ".",
+        "",
+    ]
 
 
 def _deviations(cls: type[Any]) -> str:

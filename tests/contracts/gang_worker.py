@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,7 +65,10 @@ def teacher(config: dict[str, Any], name: str) -> nn.Module:
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the losses of all steps, the history, and all weights of the training that `job` describes."""
+    """Return the losses of all steps, the history, and all weights of the training that `job` describes.
+
+    It goes on from the state in the folder `job["start"]` and leaves its own in `job["end"]`, where these are given.
+    """
     config, rows = job["config"], job["rows"]
     defense = build_defense(config["defense"])
     loop = RecordingLoop(
@@ -73,6 +77,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         recipe=validate(Recipe, config["recipe"], "recipe"),
         folds={name: fold(config, name, rows["other"]) for name in defense.reads},
         teachers={name: partial(teacher, config, name) for name in defense.teachers()},
+        start=partial(Path, job["start"]) if "start" in job else None,
+        end=Path(job["end"]) if "end" in job else None,
         snapshots=tuple(config.get("snapshots", ())),
     )
     module = fit(config, loop, torch.device("cpu"))

@@ -11,6 +11,7 @@ excluded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,18 @@ def test_every_defense_trains_the_same_model_with_any_number_of_workers(
 def test_variants_train_the_same_model_with_four_workers(case: str, gang: Any) -> None:
     defense, recipe = FURTHER[case]
     assert_groups_train_what_one_trains(gang, job(defense, **recipe), world_sizes=(4,))
+
+
+@pytest.mark.parametrize("name", ["none", "advreg"])
+def test_a_group_goes_on_where_another_ended(name: str, gang: Any, tmp_path: Path) -> None:
+    defense = {"name": name, **({"warmup_epochs": 0} if name == "advreg" else {})}
+    whole = gang.train(2, job(defense))
+    gang.train(2, {**job(defense, stop_after=1), "end": str(tmp_path)})
+    for found, expected in zip(gang.train(2, {**job(defense), "start": str(tmp_path)}), whole, strict=True):
+        assert found["losses"] == expected["losses"][len(expected["losses"]) // 2 :]
+        assert numbers(found) == numbers(expected)
+        for key, value in expected["weights"].items():
+            np.testing.assert_array_equal(found["weights"][key], value, err_msg=key)
 
 
 def test_shards_are_uneven_and_some_have_no_rows(gang: Any) -> None:

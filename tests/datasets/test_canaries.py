@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oakum.datasets._canaries import plant
+from oakum.datasets._canaries import candidates, plant
 
 
 @given(count=st.integers(2, 60), num_classes=st.integers(2, 12), seed=st.integers(0, 2**63 - 1))
@@ -23,6 +23,17 @@ def test_wrong_labels_and_exactly_half(count: int, num_classes: int, seed: int) 
     again = plant(rows, labels, num_classes, seed)
     np.testing.assert_array_equal(canaries.planted_label, again.planted_label)
     np.testing.assert_array_equal(canaries.is_member, again.is_member)
+
+
+@given(count=st.integers(0, 60), seed=st.integers(0, 2**63 - 1), order=st.integers(0, 2**32 - 1))
+def test_halves_of_the_candidates_share_nothing_and_are_those_of_any_order(count: int, seed: int, order: int) -> None:
+    rows = np.arange(count) * 3 + 7
+    shuffled = np.random.default_rng(order).permutation(rows)
+    search, confirmation = (candidates(shuffled, part, seed) for part in ("search", "confirmation"))
+    assert len(search) == count // 2 and sorted([*search, *confirmation]) == rows.tolist()
+    assert set(search) == set(candidates(rows, "search", seed))
+    assert list(search) == [row for row in shuffled if row in set(search)]
+    np.testing.assert_array_equal(candidates(shuffled, "all", seed), shuffled)
 
 
 def test_labels_are_uniform_and_independent_of_the_coin() -> None:

@@ -34,6 +34,14 @@ def test_the_resolved_document_resolves_to_itself(tiny: dict[str, Any]) -> None:
     assert resolve_experiment(document, "again").document() == document
 
 
+def test_canaries_say_which_part_only_when_it_is_one(tiny: dict[str, Any]) -> None:
+    assert resolve_experiment(tiny, "t").document()["canaries"] == {"fold": "canary"}
+    halved = apply_overrides(tiny, ["canaries.part=confirmation", "folds.sealed=[canary]"])
+    document = resolve_experiment(halved, "t").document()
+    assert document["canaries"] == {"fold": "canary", "part": "confirmation"}
+    assert resolve_experiment(document, "again").document() == document
+
+
 def test_aliases_are_accepted(tiny: dict[str, Any]) -> None:
     tiny["settings"] = {"a": "vanilla", "b": "reg"}
     assert {method.name for method in resolve_experiment(tiny, "t").settings.values()} == {"none"}
@@ -90,6 +98,8 @@ def test_aliases_are_accepted(tiny: dict[str, Any]) -> None:
         ("execution.workers=0", "tiny.yaml: execution.workers:"),
         ("execution.thread=2", "did you mean 'threads'?"),
         ("data.image_size=2", "tiny.yaml: data.image_size:"),
+        ("canaries.part=half", "tiny.yaml: canaries.part:"),
+        ("canaries.part=search", "canaries.part: 'search' is half of a fold that is drawn anew for every seed"),
     ],
 )
 def test_bad_input_is_explained(tiny: dict[str, Any], change: str, said: str) -> None:

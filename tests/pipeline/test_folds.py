@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from oakum.config import ConfigError
+from oakum.datasets._canaries import plant
 from oakum.pipeline.folds import CANARY_TRAIN_FOLD, LoadedFolds, Selection, plan_folds
+from oakum.seeding import derive_seed
 
 
 @pytest.fixture
@@ -62,6 +64,44 @@ def test_canaries_are_never_labeled_right_and_half_of_them_are_members(loaded: L
     assert canaries.is_member.sum() == len(canaries.rows) // 2
     assert (canaries.planted_label != loaded.class_index(canaries.rows)).all()
     assert points.y.tolist() == canaries.planted_label.tolist()
+
+
+def test_a_search_and_its_confirmation_share_no_canary_under_any_seed(
+    selection: Selection, tiny: dict[str, Any], prepared_digits: Path
+) -> None:
+    folds = {**tiny["folds"], "sealed": ["canary", "test"]}
+
+    def planted(part: Any, seed: int) -> LoadedFolds:
+        chosen = replace(selection, folds=folds, seed_index=seed, canary_part=part)
+        return LoadedFolds(chosen, prepared_digits)
+
+    def others(found: LoadedFolds) -> set[int]:
+        return {row for fold, rows in found.rows.items() if fold != "canary" for row in rows.tolist()}
+
+    search = [planted("search", seed) for seed in (1000, 1001)]
+    confirmation = [planted("confirmation", seed) for seed in (0, 1, 2)]
+    (first, *_), (last, *_) = search, confirmation
+    halves = [set(first.canaries.rows.tolist()), set(last.canaries.rows.tolist())]
+    assert not halves[0] & halves[1] and len(halves[0]) == len(halves[1]) == 30
+    assert halves[0] | halves[1] == set(planted("all", 7).canaries.rows.tolist())
+    for half, found in zip(halves, (search, confirmation), strict=True):
+        assert all(set(each.canaries.rows.tolist()) == half for each in found)
+        assert len({tuple(each.canaries.members.tolist()) for each in found}) == len(found)
+        assert len({each.digest("canary") for each in found}) == len(found)
+        for each in found:
+            assert set(each.points("canary").rows.tolist()) == half
+            trained = set(each.canary_training_points().rows.tolist()) - set(each.rows["train"].tolist())
+            assert trained == set(each.canaries.members.tolist()) < half
+            assert not (halves[0] | halves[1]) & others(each)
+
+
+def test_by_default_every_candidate_is_planted(selection: Selection, prepared_digits: Path) -> None:
+    found = plan_folds(replace(selection, seed_index=3), prepared_digits)
+    rows = found.rows["canary"]
+    expected = plant(rows, found.class_index(rows), 5, derive_seed(0, "canaries", 3))
+    assert found.canaries.rows.tolist() == rows.tolist()
+    assert found.canaries.planted_label.tolist() == expected.planted_label.tolist()
+    assert found.canaries.is_member.tolist() == expected.is_member.tolist()
 
 
 def test_the_canary_training_fold_is_the_training_fold_and_the_chosen_canaries(loaded: LoadedFolds) -> None:

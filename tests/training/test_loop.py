@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from oakum.defenses.base import Defense
 from oakum.models.base import InputShape
 from oakum.models.strided_cnn import StridedCNN
-from oakum.training.checkpoint import load_parts, save_parts
+from oakum.records import MetricValue
+from oakum.training.checkpoint import CheckpointError, load_parts, save_parts
 from oakum.training.collective import Collective
 from oakum.training.loop import (
     BestState,
@@ -142,6 +144,89 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     expected, _ = train(recipe(), TrainingLoop(data(), None, recipe(), kept))
     again = TrainingLoop(data(), None, recipe(), kept, on_epoch=lambda row: pytest.fail("trained again"))
     assert equal(train(recipe(), again)[0], expected)
+
+
+def train_in_parts(ends: list[int], folder: Path, **changes: Any) -> tuple[dict[str, Tensor], TrainingLoop]:
+    """Train up to each of `ends` in a loop of its own, which knows of the others what they left in a folder."""
+    start = None
+    for number, end in enumerate([*ends, None]):
+        chosen = recipe(**changes, stop_after=end)
+        left = folder / f"left-{number}"
+        left.mkdir(parents=True)
+        loop = TrainingLoop(data(), data(12, seed=5), chosen, start=start, end=left if end else None)
+        found, _ = train(chosen, loop)
+        start = partial(Path, left)
+    return found, loop
+
+
+@pytest.mark.parametrize("ends", [[1], [2, 3]], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "sgd", "nesterov": True, "milestones": (1, 3), "weight_decay": 1e-2},
+        {"select": "best_val", "learning_rate": 5e-2},
+        {"precision": "bfloat16"},
+    ],
+    ids=["adam", "sgd with a schedule", "best_val", "bfloat16"],
+)
+def test_trained_in_parts_it_ends_with_the_same_bits(ends: list[int], changes: dict[str, Any], tmp_path: Path) -> None:
+    expected, whole = train(recipe(**changes))
+    found, last = train_in_parts(ends, tmp_path, **changes)
+    assert equal(found, expected)
+    assert without_times(last.history) == without_times(whole.history)
+
+
+def test_a_part_resumes_from_its_own_checkpoint_first(tmp_path: Path) -> None:
+    expected, _ = train(recipe())
+    left = tmp_path / "left"
+    left.mkdir()
+    train(recipe(stop_after=1), TrainingLoop(data(), None, recipe(stop_after=1), end=left))
+
+    class StoppedError(Exception):
+        pass
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            raise StoppedError
+
+    kept = OnDisk(tmp_path / "work")
+    with pytest.raises(StoppedError):
+        train(recipe(), TrainingLoop(data(), None, recipe(), kept, start=lambda: left, on_epoch=interrupt))
+    assert [path.name for path in kept.folder.iterdir()] == ["2"]
+    rows: list[dict[str, Any]] = []
+    resumed = TrainingLoop(data(), None, recipe(), kept, start=lambda: pytest.fail("asked"), on_epoch=rows.append)
+    assert equal(train(recipe(), resumed)[0], expected)
+    assert [row["epoch"] for row in rows] == [2, 3] and [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
+
+
+def test_a_part_knows_the_numbers_of_earlier_ones(tmp_path: Path) -> None:
+    first = TrainingLoop(data(), None, recipe(stop_after=1), end=tmp_path)
+    first.metrics |= {"training/early": MetricValue(1.0, note="of the first part"), "training/both": MetricValue(1.0)}
+    train(first.recipe, first)
+    second = TrainingLoop(data(), None, recipe(), start=lambda: tmp_path, metrics={"training/both": MetricValue(2.0)})
+    train(second.recipe, second)
+    assert second.metrics["training/early"] == MetricValue(1.0, note="of the first part")
+    assert second.metrics["training/both"] == MetricValue(2.0)
+
+
+def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
+    stopped = recipe(optimizer="sgd", milestones=(1,), stop_after=1)
+    train(stopped, TrainingLoop(data(), None, stopped, end=tmp_path))
+    with pytest.raises(CheckpointError, match="needed are"):
+        train(recipe(), TrainingLoop(data(), None, recipe(), start=lambda: tmp_path))
+
+
+def test_best_val_selects_among_the_epochs_trained() -> None:
+    chosen = recipe(select="best_val", learning_rate=5e-2, stop_after=2)
+    found, loop = train(chosen)
+    whole: list[dict[str, Tensor]] = []
+    running = state(chosen)
+    again = TrainingLoop(data(), data(12, seed=5), chosen)
+    again.on_epoch = lambda row: whole.append({name: v.clone() for name, v in running.model.state_dict().items()})
+    Defense(Defense.Config()).fit(running, again)
+    accuracies = [row["val/accuracy"] for row in loop.history]
+    assert len(accuracies) == 2 and equal(found, whole[accuracies.index(max(accuracies))])
 
 
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8, 8, 5]), (True, [8, 8])])

@@ -27,6 +27,8 @@ from oakum.training.recipe import Recipe
         ({"batch_size": 10, "images_per_class": 4}, "batch_size 10 is no multiple of images_per_class 4"),
         ({"images_per_class": 4, "drop_last": True}, "drop_last has no effect with images_per_class"),
         ({"augmentation": ["cutouts"]}, "recipe.augmentation"),
+        ({"epochs": 3, "stop_after": 4}, "stop_after 4 is beyond the 3 epochs"),
+        ({"epochs": 3, "stop_after": 0}, "recipe.stop_after"),
     ],
 )
 def test_bad_options_are_explained(options: dict[str, Any], said: str) -> None:
@@ -38,6 +40,13 @@ def test_bad_options_are_explained(options: dict[str, Any], said: str) -> None:
 def test_batches_of_classes_and_cutouts_can_be_asked_for() -> None:
     chosen = validate(Recipe, {"batch_size": 64, "images_per_class": 4, "augmentation": ["flip", "cutout"]}, "recipe")
     assert (chosen.images_per_class, chosen.augmentation) == (4, ("flip", "cutout"))
+
+
+def test_only_a_recipe_that_stops_early_says_so() -> None:
+    whole, stopped = Recipe(epochs=3), validate(Recipe, {"epochs": 3, "milestones": [2], "stop_after": 1}, "recipe")
+    assert whole.trained_epochs == 3 and "stop_after" not in whole.model_dump()
+    assert stopped.trained_epochs == 1 and stopped.model_dump(mode="json")["stop_after"] == 1
+    assert validate(Recipe, stopped.model_dump(mode="json"), "again") == stopped
 
 
 def parameters() -> list[nn.Parameter]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oakum.seeding import numpy_generator
+
+CanaryPart = Literal["all", "search", "confirmation"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,23 @@ class Canaries:
     def members(self) -> NDArray[np.int64]:
         """Row ids of the canaries that are put into training."""
         return self.rows[self.is_member]
+
+
+def candidates(rows: NDArray[np.int64], part: CanaryPart, seed: int) -> NDArray[np.int64]:
+    """Return the candidates of a part, in the order of the fold: all, or one of two halves that share no row.
+
+    Halves depend on which rows there are and on the seed, not on the order of the rows.
+
+    Args:
+        rows: (N,) row ids of the fold of candidates.
+        part: `search` is the half that trials may use (N odd: one less), `confirmation` the other.
+        seed: equal for every seed of an experiment.
+    """
+    if part == "all":
+        return rows
+    order = numpy_generator(seed).permutation(np.sort(rows))
+    half = len(rows) // 2
+    return rows[np.isin(rows, order[:half] if part == "search" else order[half:])]
 
 
 def plant(rows: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int, seed: int) -> Canaries:

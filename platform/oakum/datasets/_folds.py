@@ -4,7 +4,8 @@ An experiment lists rules. A rule says which rows it draws from and how many of 
 the first rule that it matches. The folds in `SHARED` and `control` are drawn first and from the experiment seed alone,
 so they are equal for every seed index; all others are drawn from what is left, with the seed index. `sealed` adds folds
 to those that are equal for every seed: a search seals `test`, so that no trial, whatever its seed, sees a row that the
-confirmation is scored on. Instead of rules an experiment can ask for the split of a paper's released code.
+confirmation is scored on, and `canary`, whose rows are then split between trials and confirmation. Instead of rules an
+experiment can ask for the split of a paper's released code.
 
 `control` trains the model of the no-target control: one of other classes, which an attack is run against to see what
 it reaches without any leak. Its classes are therefore none of the private ones, and its persons are in no private fold

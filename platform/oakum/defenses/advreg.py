@@ -71,6 +71,7 @@ class AdvReg(Defense):
     )
     searchable: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (REFERENCE,)
+    schedulable: ClassVar[tuple[str, ...]] = ("alpha",)
 
     class Config(Defense.Config):
         """Settings of adversarial regularization; None follows the variant.

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
-from oakum.config import ConfigError, FrozenConfig
+from oakum.config import ConfigError, FrozenConfig, validate
 from oakum.models._normalization import batch_to_group_norm
 from oakum.models.base import Classifier
 from oakum.registry import Source
@@ -73,6 +73,8 @@ class Defense:
             reads the adversary's own in their place (`shadow_reference`).
         masks_output: whether `release` hides something that the weights would show. A label-only attack is then added
             to the experiment, and attacks with access to weights act on `unmasked`.
+        schedulable: settings that a `schedule` may change between epochs: read anew at every step, and no part of the
+            network, the optimizer, the released model or a privacy accounting.
         version: an int once the method is stable; None puts the fingerprint of its code into stage keys.
     """
 
@@ -82,6 +84,7 @@ class Defense:
     couples_batch: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     masks_output: ClassVar[bool] = False
+    schedulable: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int | None] = None
 
     class Config(FrozenConfig):
@@ -90,9 +93,20 @@ class Defense:
         Attributes:
             norm: `group` replaces the model's batch normalization by group normalization (min(32, channels) groups, as
                 the RelaxLoss experiments do for DP-SGD); set it on `none` for a row on the same network.
+            schedule: epoch, counted from 0 -> settings from this epoch on; the others stay as they were before it.
+                Trainings that agree up to an epoch listed here share what is trained until then.
         """
 
         norm: Literal["model", "group"] = Field(default="model")
+        schedule: dict[int, dict[str, Any]] = Field(default={})
+
+        @model_serializer(mode="wrap")
+        def _leave_out_no_schedule(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+            """Say nothing of a schedule where there is none: documents and keys of plain settings do not know it."""
+            data: dict[str, Any] = plain(self)
+            if self.schedule == {}:
+                data.pop("schedule", None)
+            return data
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -124,6 +138,43 @@ class Defense:
             ConfigError: the defense cannot train so.
         """
         return []
+
+    def phases(self, epochs: int) -> dict[int, Config]:
+        """Return the settings of each part of the training, without a schedule, by the epoch that it begins in.
+
+        The first begins in epoch 0. An entry of the schedule that changes nothing is a part too.
+
+        Args:
+            epochs: of the whole recipe.
+
+        Raises:
+            ConfigError: the schedule names an epoch that is not inside the training, a setting that cannot change
+                while it trains, or a value that is none.
+        """
+        options = self.config.model_dump(mode="json")
+        schedule = options.pop("schedule", None)
+        if not isinstance(schedule, dict):
+            return {0: self.config}
+        if self.snapshot() is not None or not self.schedulable:
+            raise ConfigError(
+                f"defense {self.name!r} has no setting that can change during training; remove `schedule`"
+            )
+        found = {0: validate(type(self.config), options, self.name)}
+        for epoch, changes in sorted(self.config.schedule.items()):
+            where = f"{self.name}: schedule.{epoch}"
+            if not 1 <= epoch < epochs:
+                raise ConfigError(
+                    f"{where}: training has the epochs 0 to {epochs - 1}, and epoch 0 has the settings outside the "
+                    "schedule; write an epoch between"
+                )
+            for name in changes:
+                if name not in self.schedulable:
+                    raise ConfigError(
+                        f"{where}: {name!r} cannot change during training; what can: {', '.join(self.schedulable)}"
+                    )
+            options |= changes
+            found[epoch] = validate(type(self.config), options, where)
+        return found
 
     def teachers(self) -> dict[str, Teacher]:
         """Return the models that are trained first, by name; `fit` finds them in `loop.teachers`."""

@@ -76,6 +76,7 @@ class BiDO(Defense):
     searchable: ClassVar[bool] = True
     needs_taps: ClassVar[bool] = True
     couples_batch: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("lambda_x", "lambda_y")
 
     class Config(Defense.Config):
         """Settings of BiDO.

@@ -52,6 +52,7 @@ class OutputDependence(Defense):
     )
     searchable: ClassVar[bool] = True
     couples_batch: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("lambda_x",)
 
     class Config(Defense.Config):
         """Settings of the output dependence.

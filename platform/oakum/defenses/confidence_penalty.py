@@ -43,6 +43,7 @@ class ConfidencePenalty(Defense):
         link="https://arxiv.org/abs/1701.06548",
     )
     searchable: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("alpha",)
 
     class Config(Defense.Config):
         """Settings of the confidence penalty.

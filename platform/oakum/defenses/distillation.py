@@ -72,6 +72,7 @@ class Distillation(Defense):
         link="https://arxiv.org/abs/1503.02531",
     )
     searchable: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("alpha", "temperature")
 
     class Config(Defense.Config):
         """Settings of distillation.

@@ -124,7 +124,7 @@ class DPSGD(Defense):
             per_sample=self.config.per_sample,
         )
         loop.sampler = sampling.batches
-        epochs = loop.snapshots[-1] if loop.snapshots else recipe.epochs
+        epochs = loop.snapshots[-1] if loop.snapshots else recipe.trained_epochs
         loop.metrics.update(self._metrics(noise_multiplier, self._mechanism(recipe, rows, epochs), recipe))
         with warnings.catch_warnings():
             # Samples need no gradients, of which torch informs whoever hooks the first layer.

@@ -33,6 +33,7 @@ class Dropout(Defense):
         link="https://jmlr.org/papers/v15/srivastava14a.html",
     )
     searchable: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("rate",)
 
     class Config(Defense.Config):
         """Settings of dropout.

@@ -141,6 +141,7 @@ class HAMP(Defense):
     )
     searchable: ClassVar[bool] = True
     masks_output: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("gamma", "alpha")
 
     class Config(Defense.Config):
         """Settings of HAMP.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -85,6 +85,7 @@ class LabelSmoothing(Defense):
         link="https://arxiv.org/abs/2310.06549",
     )
     searchable: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("epsilon",)
 
     class Config(Defense.Config):
         """Settings of label smoothing.
@@ -93,18 +94,18 @@ class LabelSmoothing(Defense):
             epsilon: share of the uniform distribution in the target; 0 is ordinary training. The sign decides what the
                 method is, so it has no default: 0.1 is usual, -0.05 is negative smoothing.
             schedule: how epsilon grows over the epochs, see `scheduled_epsilon`; None means `ramp` for a negative
-                epsilon and `constant` otherwise.
+                epsilon and `constant` otherwise. Or, as with other defenses, epoch -> settings from this epoch on.
             breaks: the epochs, counted from 0, where the ramp starts and where epsilon is at full strength.
         """
 
         epsilon: float = Field(ge=-1, lt=1)
-        schedule: Schedule | None = None
+        schedule: Schedule | dict[int, dict[str, Any]] | None = None  # type: ignore[assignment]
         breaks: tuple[int, int] | None = None
 
         @property
         def chosen_schedule(self) -> Schedule:
             """The schedule, with None resolved by the sign of epsilon."""
-            if self.schedule is not None:
+            if isinstance(self.schedule, str):
                 return self.schedule
             return "ramp" if self.epsilon < 0 else "constant"
 

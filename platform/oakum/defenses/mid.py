@@ -130,6 +130,7 @@ class MID(Defense):
         link="https://arxiv.org/abs/2009.05241",
     )
     searchable: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("beta",)
 
     class Config(Defense.Config):
         """Settings of the information bottleneck.

@@ -65,6 +65,7 @@ class RandomErasing(Defense):
         link="https://arxiv.org/abs/2409.01062",
     )
     searchable: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("scale", "probability")
 
     class Config(Defense.Config):
         """Settings of random erasing.

@@ -105,6 +105,7 @@ class RelaxLoss(Defense):
     )
     searchable: ClassVar[bool] = True
     couples_batch: ClassVar[bool] = True
+    schedulable: ClassVar[tuple[str, ...]] = ("alpha",)
 
     class Config(Defense.Config):
         """Settings of RelaxLoss.

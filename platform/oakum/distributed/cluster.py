@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from oakum.config import ConfigError
+from oakum.config import ConfigError, without_credentials
 from oakum.distributed.agent_guard import AgentGuard
 from oakum.pipeline.admission import ClusterCapacity
 from oakum.store import Store
@@ -72,12 +72,14 @@ def find_capacity() -> ClusterCapacity:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
     return ClusterCapacity(
-        cpus=sum(node.get("CPU", 0.0) for node in nodes),
-        gpus=sum(node.get("GPU", 0.0) for node in nodes),
-        largest_node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
-        largest_node_gpus=max((node.get("GPU", 0.0) for node in nodes), default=0.0),
+        cpus=sum(cpus for cpus, _ in sizes),
+        gpus=sum(gpus for _, gpus in sizes),
+        largest_node_cpus=max((cpus for cpus, _ in sizes), default=0.0),
+        largest_node_gpus=max((gpus for _, gpus in sizes), default=0.0),
         nodes=len(nodes),
+        sizes=sizes,
     )
 
 
@@ -107,7 +109,7 @@ def require_shared_store(uri: str, data_home: Path, known: frozenset[str] = froz
         store.delete_document(name)
     for node, (sees_store, sees_data) in answers.items():
         if not (sees_store and sees_data):
-            missing = f"the store at {uri}" if not sees_store else f"the data in {data_home}"
+            missing = f"the store at {without_credentials(uri)}" if not sees_store else f"the data in {data_home}"
             raise ConfigError(
                 f"node {nodes[node]} does not see {missing}; set OAKUM_HOME to a folder that all nodes share, and "
                 "start the run again"

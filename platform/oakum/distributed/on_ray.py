@@ -100,8 +100,10 @@ class OnRay:
         if self._found is None or time.monotonic() - self._found_at > _CAPACITY_SECONDS:
             found = find_capacity()
             self._found_at = time.monotonic()
+            may_grow = self._max_cpus > found.cpus or self._max_gpus > found.gpus
             self._found = replace(
                 found,
+                sizes=() if may_grow else found.sizes,
                 cpus=max(found.cpus, self._max_cpus),
                 gpus=max(found.gpus, self._max_gpus),
                 largest_node_cpus=max(found.largest_node_cpus, self._max_cpus),

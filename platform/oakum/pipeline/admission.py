@@ -14,17 +14,24 @@ from oakum.pipeline.stage import Resources, Stage
 LOOKAHEAD = 2
 # No stage asks for less: what leaves less room than this has room for none.
 _LEAST_CPUS = 1
+# As Ray counts: parts of a GPU must add up exactly.
+_GPU_UNITS = 10_000
 
 
 @dataclass(frozen=True)
 class ClusterCapacity:
-    """What the cluster has, in all and on its largest nodes."""
+    """What the cluster has, in all and on its largest nodes.
+
+    Attributes:
+        sizes: (CPUs, GPUs) of each node; empty where they are not known, as of the nodes that an autoscaler may add.
+    """
 
     cpus: float
     gpus: float
     largest_node_cpus: float
     largest_node_gpus: float
     nodes: int
+    sizes: tuple[tuple[float, float], ...] = ()
 
 
 def admit(ready: Iterable[Stage], submitted: Iterable[Stage], found: ClusterCapacity) -> list[Stage]:
@@ -76,7 +83,24 @@ def find_misfit(resources: Resources, found: ClusterCapacity) -> str | None:
             f"asks for {resources.workers} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, but "
             f"the cluster has {found.cpus:g} CPUs and {found.gpus:g} GPUs; lower execution.workers"
         )
+    places = sum(_count_places(resources, *size) for size in found.sizes)
+    if found.sizes and places < resources.workers:
+        return (
+            f"asks for {resources.workers} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, which "
+            f"the cluster has in all, but its nodes have room for {places} of them; lower execution.workers or "
+            "execution.threads"
+        )
     return None
+
+
+def _count_places(resources: Resources, cpus: float, gpus: float) -> int:
+    """Return how many workers an empty node has room for. Less than one GPU comes from a single device."""
+    by_cpus = int(cpus // resources.cpus)
+    wanted = round(resources.gpus * _GPU_UNITS)
+    if not wanted:
+        return by_cpus
+    by_gpus = int(gpus) * (_GPU_UNITS // wanted) if wanted < _GPU_UNITS else int(gpus * _GPU_UNITS) // wanted
+    return min(by_cpus, by_gpus)
 
 
 def total(resources: Resources) -> tuple[float, float]:

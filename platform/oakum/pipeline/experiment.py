@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from oakum import registry
 from oakum.config import ConfigError, FrozenConfig, validate
+from oakum.datasets._canaries import CanaryPart
 from oakum.datasets._folds import FoldsConfig
 from oakum.training.recipe import Recipe
 
@@ -32,9 +33,24 @@ class ExecutionConfig(FrozenConfig):
 
 
 class CanaryConfig(FrozenConfig):
-    """Crafted points for the worst-case audit; half of the fold goes into training by a seeded coin."""
+    """Crafted points for the worst-case audit; half of them go into training by a seeded coin.
+
+    Attributes:
+        fold: the candidates.
+        part: which of them are planted: all, or one of two halves that are equal under every seed. A search sets it, so
+            that no candidate that scored a trial scores the confirmation; `folds.sealed` must list the fold.
+    """
 
     fold: str = "canary"
+    part: CanaryPart = "all"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_all(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Say nothing of parts where all candidates are planted."""
+        data: dict[str, Any] = plain(self)
+        if self.part == "all":
+            data.pop("part", None)
+        return data
 
 
 class ModelTraining(FrozenConfig):
@@ -336,6 +352,11 @@ def resolve_method(kind: str, entry: MethodEntry, where: str) -> Method:
 
 def _check_parts(experiment: Experiment, where: str) -> None:
     file = experiment.file
+    if file.canaries and file.canaries.part != "all" and file.canaries.fold not in file.folds.sealed:
+        raise ConfigError(
+            f"{where}: canaries.part: {file.canaries.part!r} is half of a fold that is drawn anew for every seed, so "
+            f"halves would overlap; add {file.canaries.fold!r} to folds.sealed"
+        )
     judges = {"evaluation.model": experiment.evaluation_model, "evaluation.second.model": experiment.second_model}
     for place, judge in judges.items():
         if judge is not None and judge.name == experiment.model.name:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oakum.config import ConfigError, validate
-from oakum.datasets._canaries import Canaries, plant
+from oakum.datasets._canaries import Canaries, CanaryPart, candidates, plant
 from oakum.datasets._folds import CONTROL, FoldsConfig, draw_folds, fold_digest, private_classes, relabel
 from oakum.datasets._prepared import Labels, PreparedData, Samples
 from oakum.datasets.base import load_labels, load_samples, open_prepared
@@ -36,6 +36,7 @@ class Selection:
         folds: `FoldsConfig` as plain data.
         experiment_seed, seed_index: of the draw.
         canary_fold: fold of canary candidates, or None when none are planted.
+        canary_part: which of them are planted.
     """
 
     data: str
@@ -44,6 +45,7 @@ class Selection:
     experiment_seed: int
     seed_index: int
     canary_fold: str | None = None
+    canary_part: CanaryPart = "all"
 
 
 class FoldSet:
@@ -84,7 +86,8 @@ class FoldSet:
     def canaries(self) -> Canaries:
         """The planted candidates of this seed."""
         assert self.selection.canary_fold is not None
-        rows = self.require(self.selection.canary_fold)
+        halves = derive_seed(self.selection.experiment_seed, "canaries/halves")
+        rows = candidates(self.require(self.selection.canary_fold), self.selection.canary_part, halves)
         seed = derive_seed(self.selection.experiment_seed, "canaries", self.selection.seed_index)
         return plant(rows, self.class_index(rows), len(self.private_classes), seed)
 

@@ -129,6 +129,7 @@ class _Planner:
             experiment_seed=file.experiment_seed,
             seed_index=seed,
             canary_fold=file.canaries.fold if file.canaries else None,
+            canary_part=file.canaries.part if file.canaries else "all",
         )
 
     def _check_combinations(self) -> None:

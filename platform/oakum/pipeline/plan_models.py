@@ -1,4 +1,4 @@
-"""The stages that end in a trained model: its training, its teachers, and the training that it is a snapshot of."""
+"""The stages that end in a trained model: its training and the parts of it, its teachers, what it is a snapshot of."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from oakum.models.base import Classifier
 from oakum.pipeline.experiment import Experiment, Method, resolve_method
 from oakum.pipeline.folds import FoldSet
 from oakum.pipeline.stage import Stage
-from oakum.pipeline.training import TEACHER
+from oakum.pipeline.training import START, TEACHER
 from oakum.records import canonical_json
 from oakum.seeding import derive_seed
+from oakum.training.recipe import Recipe
 
 
 class StageMaker(Protocol):
@@ -41,7 +42,7 @@ class TrainedModel:
 
     Attributes:
         stage: the `train` or `snapshot` stage that holds the released weights.
-        ancestors: `training` (of a snapshot), `teacher.<name>`.
+        ancestors: `training` (of a snapshot), `teacher.<name>`, `phase.<epoch>` (what was trained until then).
     """
 
     stage: Stage
@@ -93,7 +94,7 @@ class ModelPlanner:
             return self._trained(method, placement, placement.seed)
         epochs = self._epochs[canonical_json(snapshot.defense)]
         base = resolve_method("defenses", snapshot.defense, method.name)
-        training = self._trained(base, placement, placement.seed, {"snapshots": epochs})
+        training = self._trained(base, placement, placement.seed, {**self._to_the_end(), "snapshots": epochs})
         config = {**training.stage.config, "defense": method.document(), "epoch": snapshot.epoch}
         del config["snapshots"], config["threads"]
         methods = (self._experiment.model, method)
@@ -117,9 +118,10 @@ class ModelPlanner:
                 own = self._trained(taught, public, derive_seed(seed, f"teacher/{name}"), self._on_public(placement))
             elif teacher.own_rows:
                 rows = {"of": method.document(), "teacher": name, "seed": seed}
-                own = self._trained(taught, placement, derive_seed(seed, f"teacher/{name}"), {"rows": rows})
+                on_rows = {**self._to_the_end(), "rows": rows}
+                own = self._trained(taught, placement, derive_seed(seed, f"teacher/{name}"), on_rows)
             else:
-                own = self._trained(taught, placement, seed)
+                own = self._trained(taught, placement, seed, self._to_the_end())
             teachers[f"{TEACHER}{name}"] = own.stage
             teachers |= own.ancestors
         fold_of = {role: self._fold(role, method, placement) for role in ("train", *defense.reads)}
@@ -135,25 +137,43 @@ class ModelPlanner:
             **self._data,
             **(extra or {}),
         }
+        parts = self._parts(method, placement, config, teachers)
+        phases = {f"phase.{part.config['recipe']['stop_after']}": part for part in parts[:-1]}
+        return TrainedModel(parts[-1], {**phases, **teachers})
+
+    def _parts(
+        self, method: Method, placement: Placement, config: dict[str, Any], teachers: dict[str, Stage]
+    ) -> list[Stage]:
+        """Return the stages of one training, one for each phase of its schedule; each goes on where the last ended."""
         taught_by = config.get("rows", {}).get("of")
         parents = (resolve_method("defenses", taught_by, method.name),) if taught_by else ()
-        stage = self._make(
-            "train",
-            config,
-            {name: each for name, each in teachers.items() if name.startswith(TEACHER)},
-            dict.fromkeys(fold_of.values(), placement.folds),
-            f"train {placement.title}" if not extra or "rows" not in extra else f"teacher {placement.title}",
-            (self._experiment.model, method, *parents),
-            part=placement.part,
-            weight=12.0 if parents else 10.0,
-            training=True,
-        )
-        return TrainedModel(stage, teachers)
+        inputs = {name: each for name, each in teachers.items() if name.startswith(TEACHER)}
+        title = f"teacher {placement.title}" if parents else f"train {placement.title}"
+        parts: list[Stage] = []
+        for phase, end in _phases(method, config["recipe"]):
+            part = self._make(
+                "train",
+                {**config, "defense": phase.document(), "recipe": {**config["recipe"], **end}},
+                {**inputs, START: parts[-1]} if parts else inputs,
+                dict.fromkeys(config["folds"].values(), placement.folds),
+                " ".join([title, *(f"to epoch {epoch}" for epoch in end.values())]),
+                (self._experiment.model, method, *parents),
+                part=placement.part,
+                weight=12.0 if parents else 10.0,
+                training=True,
+            )
+            parts.append(part)
+        return parts
+
+    def _to_the_end(self) -> dict[str, Any]:
+        """Return the recipe of models that others learn from: these see all its epochs, wherever their pupils stop."""
+        recipe = self._experiment.file.recipe
+        return {"recipe": recipe.model_copy(update={"stop_after": None}).model_dump(mode="json")}
 
     def _on_public(self, placement: Placement) -> dict[str, Any]:
         """Return what differs for a source model: the public fold's own classes, and no validation rows of it."""
         placement.folds.require("public")
-        recipe = self._experiment.file.recipe.model_dump(mode="json")
+        recipe = self._to_the_end()["recipe"]
         return {
             "num_classes": self._public_classes,
             "recipe": {**recipe, "select": "last", "images_per_class": None},
@@ -170,15 +190,38 @@ class ModelPlanner:
         return fold
 
 
-def check_model(method: Method, model: type[Classifier], num_classes: int, recipe: Any, train_size: int) -> list[str]:
-    """Return the warnings of a defense for this model, recipe and size of the training fold.
+def check_model(
+    method: Method, model: type[Classifier], num_classes: int, recipe: Recipe, train_size: int
+) -> list[str]:
+    """Return the warnings of a defense, in each phase of its schedule, for this model, recipe and training fold's size.
 
     Raises:
         ConfigError: they do not fit.
     """
     defense = method.cls(method.config)
-    warnings: list[str] = [*defense.check(model, num_classes), *defense.check_training(recipe, train_size)]
+    snapshot = defense.snapshot()
+    if snapshot is not None and recipe.trained_epochs < snapshot.epoch <= recipe.epochs:
+        raise ConfigError(
+            f"{method.name} releases the model after {snapshot.epoch} epochs, but recipe.stop_after ends training "
+            f"after {recipe.trained_epochs}; lower defense.epoch or raise recipe.stop_after"
+        )
+    warnings: list[str] = []
+    for config in defense.phases(recipe.epochs).values():
+        phase = method.cls(config)
+        warnings += [*phase.check(model, num_classes), *phase.check_training(recipe, train_size)]
     return warnings
+
+
+def _phases(method: Method, recipe: dict[str, Any]) -> list[tuple[Method, dict[str, int]]]:
+    """Return the plain settings of each part of a training, with what its recipe says of its end.
+
+    The last part ends where the experiment says; what a schedule changes from there on is not trained.
+    """
+    found = method.cls(method.config).phases(recipe["epochs"])
+    last = recipe.get("stop_after", recipe["epochs"])
+    begins = [epoch for epoch in found if epoch < last]
+    ends: list[dict[str, int]] = [*({"stop_after": epoch} for epoch in begins[1:]), {}]
+    return [(replace(method, config=found[begin]), end) for begin, end in zip(begins, ends, strict=True)]
 
 
 def _snapshot_epochs(methods: Iterable[Method]) -> dict[bytes, list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from oakum.config import ConfigError, validate
 from oakum.pipeline.context import StageContext, StoreCheckpointer, build_defense, build_model
 from oakum.seeding import derive_seed
 from oakum.training.batch_norm import use_global_statistics
+from oakum.training.checkpoint import RECORD_FILE, TENSORS_FILE
 from oakum.training.collective import Collective
 from oakum.training.loop import LabeledData, TrainingLoop
 from oakum.training.optimizers import autocast_dtype, build_optimizer, build_scheduler
@@ -23,13 +25,19 @@ from oakum.weights import open_weights, read_tensors, weights_folder
 
 # Inputs of a training that are its teachers carry this before their name.
 TEACHER = "teacher."
+# The input of a training that goes on where a shorter one ended.
+START = "start"
 
 
 def train_model(context: StageContext) -> tuple[nn.Module, TrainingLoop]:
-    """Train (or resume) the stage's model; return the selected module on the CPU and the finished loop."""
+    """Train (or resume) the stage's model; return the selected module on the CPU and the finished loop.
+
+    A training that ends before its recipe does leaves its whole state in the stage's payload.
+    """
     config = context.task.config
     folds = {role: context.folds.labeled(fold, config["labels"]) for role, fold in config["folds"].items()}
     train, val = folds.pop("train"), folds.pop("val", None)
+    recipe = validate(Recipe, config["recipe"], "recipe")
     loop = TrainingLoop(
         train=_own_rows(train, config.get("rows")),
         val=val,
@@ -39,8 +47,10 @@ def train_model(context: StageContext) -> tuple[nn.Module, TrainingLoop]:
             for name in context.task.inputs
             if name.startswith(TEACHER)
         },
+        start=partial(_state_of, context, START) if START in context.task.inputs else None,
+        end=context.output if recipe.trained_epochs < recipe.epochs else None,
         snapshots=tuple(config.get("snapshots", ())),
-        recipe=validate(Recipe, config["recipe"], "recipe"),
+        recipe=recipe,
         checkpointer=StoreCheckpointer(
             context.store, context.task.key, context.scratch, context.settings.checkpoint_seconds
         ),
@@ -61,6 +71,15 @@ def fit(
         state.model = DistributedDataParallel(state.model)
     module: nn.Module = defense.fit(state, loop)
     return module
+
+
+def _state_of(context: StageContext, name: str) -> Path:
+    """Return a folder with the state that an input's training left."""
+    manifest, folder = context.input(name), context.scratch / name
+    folder.mkdir()
+    for file in (TENSORS_FILE, RECORD_FILE):
+        (folder / file).symlink_to(context.store.fetch(manifest, file).absolute())
+    return folder
 
 
 def _own_rows(train: LabeledData, rows: dict[str, Any] | None) -> LabeledData:

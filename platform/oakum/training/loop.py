@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from oakum.models.base import predict_log_probabilities
 from oakum.records import MetricValue
 from oakum.seeding import derive_seed, sample_keys, torch_generator
 from oakum.training.augmentation import augment
+from oakum.training.checkpoint import load_parts, save_parts
 from oakum.training.identity_sampler import identity_batches
 from oakum.training.recipe import Recipe
 from oakum.training.state import Batch, TrainState
@@ -76,8 +78,11 @@ class TrainingLoop:
         val: the validation fold, or None; it never changes the weights.
         folds: further folds that the defense declared in `reads`, by name.
         teachers: what the defense declared in `teachers`, by name: released models in eval mode, loaded at the call.
+        start: returns the folder of the state that a shorter training left, which this one goes on from as if it had
+            been its own; None: begin with the first epoch.
+        end: folder to leave the whole state in, for a training that goes on; None: leave none.
         snapshots: keep the weights after these numbers of epochs (ascending) and stop after the last of them; empty:
-            train all epochs of the recipe.
+            train the recipe's `trained_epochs`.
         kept: number of epochs -> weights of that snapshot.
         metrics: further numbers of the finished training, by metric key (`privacy/epsilon`).
         sampler: returns the global batches of an epoch as positions in the fold; None shuffles the whole fold, or draws
@@ -91,6 +96,8 @@ class TrainingLoop:
     checkpointer: Checkpointer = field(default_factory=NoCheckpoints)
     folds: Mapping[str, LabeledData] = field(default_factory=dict)
     teachers: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    start: Callable[[], Path] | None = None
+    end: Path | None = None
     snapshots: tuple[int, ...] = ()
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     metrics: dict[str, MetricValue] = field(default_factory=dict)
@@ -99,28 +106,31 @@ class TrainingLoop:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, state: TrainState, loss: LossFunction) -> nn.Module:
-        """Train to the last epoch, resuming from the newest checkpoint, and return the selected model.
+        """Train to the last epoch, from the newest checkpoint or else from `start`, and return the selected model.
 
         Raises:
             TrainingDivergedError: the loss is not finite; names the epoch and where training may be resumed.
+            CheckpointError: `start` is the state of another network or optimizer.
         """
         best = BestState()
         parts = {**self.parts(state), "best": best, "snapshots": Snapshots(self.kept)}
         record = self.checkpointer.load(parts)
+        if record is None and self.start is not None:
+            record = load_parts(self.start(), parts)
         if record is not None:
-            self.history[:] = record["history"]
-            state.epoch, state.step = record["epoch"], record["step"]
+            self._take_up(state, record)
         fault_point("train.before_first_checkpoint")
-        while state.epoch < (self.snapshots[-1] if self.snapshots else self.recipe.epochs):
+        while state.epoch < (self.snapshots[-1] if self.snapshots else self.recipe.trained_epochs):
             row = self.run_epoch(state, loss)
             if state.epoch in self.snapshots:
                 self.kept[state.epoch] = _copy_of(unwrap(state.model))
             if self.recipe.select == "best_val":
                 best.offer(unwrap(state.model), row["val/accuracy"])
             if state.collective.rank == 0:
-                record = {"history": self.history, "epoch": state.epoch, "step": state.step}
-                self.checkpointer.save(state.epoch, parts, record)
+                self.checkpointer.save(state.epoch, parts, self._record(state))
             fault_point("train.between_epochs")
+        if self.end is not None and state.collective.rank == 0:
+            save_parts(self.end, parts, self._record(state))
         module = unwrap(state.model)
         if best.state:
             module.load_state_dict(best.state)
@@ -188,6 +198,16 @@ class TrainingLoop:
         stop = count - count % size if self.recipe.drop_last else count
         for start in range(0, stop, size):
             yield order[start : min(start + size, stop)]
+
+    def _record(self, state: TrainState) -> dict[str, Any]:
+        metrics = {name: value.to_json() for name, value in self.metrics.items()}
+        return {"history": self.history, "epoch": state.epoch, "step": state.step, "metrics": metrics}
+
+    def _take_up(self, state: TrainState, record: dict[str, Any]) -> None:
+        self.history[:] = record["history"]
+        state.epoch, state.step = record["epoch"], record["step"]
+        for name, value in record.get("metrics", {}).items():
+            self.metrics.setdefault(name, MetricValue.from_json(value))
 
     @staticmethod
     def parts(state: TrainState) -> dict[str, Any]:

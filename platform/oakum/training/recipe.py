@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from oakum.config import FrozenConfig
 
@@ -49,6 +49,14 @@ class Recipe(FrozenConfig):
         "side becomes 0; attacks never augment",
     )
     select: Literal["last", "best_val"] = Field(default="last", description="which epoch's model is released")
+    stop_after: int | None = Field(
+        default=None, ge=1, description="end after so many of `epochs`; learning rates follow the whole recipe"
+    )
+
+    @property
+    def trained_epochs(self) -> int:
+        """How many epochs are trained: all, or `stop_after` of them."""
+        return self.epochs if self.stop_after is None else self.stop_after
 
     @model_validator(mode="after")
     def _refuse_options_without_effect(self) -> Recipe:
@@ -57,6 +65,8 @@ class Recipe(FrozenConfig):
         unreachable = [epoch for epoch in self.milestones if epoch >= self.epochs]
         if unreachable:
             raise ValueError(f"milestones {unreachable} are never reached in {self.epochs} epochs")
+        if self.stop_after is not None and self.stop_after > self.epochs:
+            raise ValueError(f"stop_after {self.stop_after} is beyond the {self.epochs} epochs; lower it or remove it")
         if self.images_per_class is not None and self.drop_last:
             raise ValueError("drop_last has no effect with images_per_class, which drops partial batches; remove it")
         return self
@@ -69,3 +79,11 @@ class Recipe(FrozenConfig):
                 "holds so many samples of each of its classes"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_asked_for(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Say nothing of `stop_after` where all epochs are trained: keys of whole trainings do not know it."""
+        data: dict[str, Any] = plain(self)
+        if self.stop_after is None:
+            data.pop("stop_after", None)
+        return data

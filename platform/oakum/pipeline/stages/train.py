@@ -1,4 +1,7 @@
-"""Train one model; payload: `model.safetensors`, `history.json`, `config.json`, and snapshots of earlier epochs."""
+"""Train one model; payload: `model.safetensors`, `history.json`, `config.json`, and snapshots of earlier epochs.
+
+A training that ends before its recipe does adds its state (`oakum.training.checkpoint`), which another goes on from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _SHOWN = {"train/accuracy": "train_accuracy", "train/loss": "train_loss", "val/a
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Train one model; payload: `model.safetensors`, `history.json`, `config.json`, `epoch-<n>.safetensors`."""
+    """Train one model, or go on with one; payload: as the module says, snapshots as `epoch-<n>.safetensors`."""
     config = context.task.config
     module, loop = train_model(context)
     save_module(module, context.output / "model.safetensors")
