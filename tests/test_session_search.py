@@ -14,15 +14,21 @@ import yaml
 
 from oakum import faults, session, session_search, session_trials
 from oakum.config import ConfigError
+from oakum.report import search_page, search_terminal
+from oakum.search.card import leakage_card
+from oakum.search.population import lineage
 from oakum.search.records import SearchLog, SearchRecord, TrialRecord
 from oakum.session import Home
-from oakum.session_search import SearchOptions, SearchResult, nearest_misses, search
+from oakum.session_search import SearchResult, nearest_misses, search
+from oakum.session_search_request import SearchOptions
 from oakum.session_trials import SharedStageError
 from oakum.store import Store
 
 SPACE = {"defense.alpha": {"sampler": "uniform", "low": 0.2, "high": 1.4}, "grid": [{"defense.alpha": 0.5}]}
 LEAK = "min membership/loss/auc"
 USEFUL = "utility/val_accuracy >= 0.05"
+# Three generations of two members, each of one epoch.
+BY_POPULATION: dict[str, Any] = {"sampler": "population", "population": 2, "trials": 6}
 
 
 @pytest.fixture
@@ -114,6 +120,24 @@ def test_confirmation_has_fresh_seeds_test_folds_and_probabilities(
     assert run(confirm=1, repeats=1).record.confirmation == confirmation
 
 
+def test_settings_that_change_more_than_the_defense_are_confirmed_beside_a_none_of_their_own(
+    run: Callable[..., SearchResult], home: Home, tmp_path: Path
+) -> None:
+    epochs = {"recipe.epochs": {"sampler": "choice", "values": [1, 2]}}
+    space = written(tmp_path, {"grid": [{"defense.alpha": 0.5, "recipe.epochs": epoch} for epoch in (1, 2)], **epochs})
+    result = run(space=space, sampler="grid", trials=2, confirm=2)
+    confirmation = result.record.confirmation
+    assert confirmation is not None and not result.failures
+    assert confirmation.baselines == {"trial-1": "none-2"}
+    trained = {}
+    for cell in confirmation.record.cells:
+        manifest = Store.open(home.store_uri).manifest("train", cell.stages["target.clean"].key)
+        assert manifest is not None
+        trained[cell.setting] = manifest.key_document["config"]["recipe"]["epochs"]
+    assert trained == {"none": 1, "trial-0": 1, "none-2": 2, "trial-1": 2}
+    assert home.report("short-relaxloss-confirmed-2").is_file()
+
+
 def test_no_row_that_scored_a_trial_against_members_scores_the_confirmation(
     run: Callable[..., SearchResult], home: Home
 ) -> None:
@@ -130,6 +154,29 @@ def test_no_row_that_scored_a_trial_against_members_scores_the_confirmation(
         confirming["test"].tolist()
     )
     assert set(trial["train"].tolist()) != set(confirming["train"].tolist())
+
+
+def test_no_canary_that_scored_a_trial_scores_the_confirmation(
+    run: Callable[..., SearchResult], home: Home, short: dict[str, Any], write: Callable[..., Path]
+) -> None:
+    from oakum.pipeline.experiment import resolve_experiment
+    from oakum.pipeline.folds import Selection, plan_folds
+    from oakum.search.protocol import confirmation_experiment
+
+    file = write({**short, "canaries": {"fold": "canary"}})
+    record = run(file=file, objectives=("min canary/loss/auc",), trials=1).record
+    assert [trial.state for trial in record.trials] == ["complete"]
+    header = record.header
+    confirmation = confirmation_experiment(header.experiment, "c", {"x": {"name": "none"}}, trial=header.trial)
+
+    def candidates(data: dict[str, Any], seed: int) -> set[int]:
+        canaries = resolve_experiment(data, "").file.canaries
+        assert canaries is not None
+        selection = Selection("digits", None, data["folds"], 0, seed, canaries.fold, canaries.part)
+        return set(plan_folds(selection, home.data).canaries.rows.tolist())
+
+    seen = set().union(*(candidates(header.trial, seed) for seed in (1000, 1001)))
+    assert len(seen) == 30 and not any(seen & candidates(confirmation, seed) for seed in range(3))
 
 
 def test_rungs_stop_trials_that_are_not_among_the_better_third(run: Callable[..., SearchResult]) -> None:
@@ -192,6 +239,14 @@ def test_two_searches_of_one_name_are_refused(run: Callable[..., SearchResult]) 
         ({"confirm": -1}, "--confirm must be 0 or more"),
         ({"rungs": ({"seeds": [1000]},)}, "seeds may not be changed"),
         ({"rungs": ({"recipe.epoch": 1},)}, r"recipe\.epoch.*epochs"),
+        ({"population": 4}, "add --sampler population"),
+        ({**BY_POPULATION, "trials": 5}, "5 is not two or more generations of 2 members; write 4 or 6"),
+        ({**BY_POPULATION, "trials": 8}, "4 generations do not fit into 3 epochs"),
+        ({**BY_POPULATION, "rungs": ({"recipe.epochs": 1},)}, "rungs and a population.*remove --rung"),
+        ({**BY_POPULATION, "grid_first": True}, "remove --grid-first"),
+        ({**BY_POPULATION, "more": True}, "set when it begins"),
+        ({**BY_POPULATION, "objectives": (LEAK, f"max {USEFUL.split()[0]}")}, "by one objective"),
+        ({**BY_POPULATION, "overrides": ["recipe.stop_after=2"]}, "remove recipe.stop_after"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_run(
@@ -334,3 +389,71 @@ def test_what_the_confirmation_could_not_run_is_refused_before_the_first_trial(
     with pytest.raises(ConfigError, match="name"):
         run(confirm=1, name="a" * 95)
     assert not Store.open(home.store_uri).published("train")
+
+
+def trained(home: Home, trial: TrialRecord, defense: str) -> list[str]:
+    """Return the keys of a trial's trainings with a defense, in their order."""
+    store = Store.open(home.store_uri)
+    manifests = [store.manifest(ref.kind, ref.key) for ref in trial.stages if ref.kind == "train"]
+    return [each.key for each in manifests if each and each.key_document["config"]["defense"]["name"] == defense]
+
+
+def test_a_population_trains_nothing_twice_and_confirms_a_schedule(
+    run: Callable[..., SearchResult], home: Home
+) -> None:
+    result = run(**BY_POPULATION, confirm=1)
+    trials = result.record.trials
+    assert [trial.state for trial in trials] == ["stopped"] * 4 + ["complete"] * 2
+    assert result.record.header.generations == (1, 2, 3)
+    for better, worse in ((0, 1), (2, 3)):
+        if (trials[better].values or ()) > (trials[worse].values or ()):
+            better, worse = worse, better
+        # The worse one of two is the worst quarter: it left its own training for the other's.
+        heirs = [trial for trial in trials if trial.parent == better]
+        assert len(heirs) == 2 and not [trial for trial in trials if trial.parent == worse]
+        assert [heir.point == trials[better].point for heir in heirs] in ([True, False], [False, True])
+    for trial in trials:
+        own = trained(home, trial, "relaxloss")
+        assert len(own) == trial.number // 2 + 1
+        if trial.parent is not None:
+            assert own[:-1] == trained(home, trials[trial.parent], "relaxloss")
+    every = {key for trial in trials for key in trained(home, trial, "relaxloss")}
+    assert len(every) == len(trials), "a prefix was trained again"
+    assert [trained(home, trial, "none") for trial in trials[:4]] == [[]] * 4
+    assert result.record.confirmation is not None and not result.failures
+    ((label, number),) = result.record.confirmation.settings.items()
+    assert trials[number].state == "complete"
+    (cell,) = (cell for cell in result.record.confirmation.record.cells if cell.setting == label)
+    points = [each.point["defense.alpha"] for each in lineage(trials[number], dict(enumerate(trials)))]
+    assert cell.parameters["alpha"] == points[0]
+    changes = {str(epoch): {"alpha": points[epoch]} for epoch in (1, 2) if points[epoch] != points[epoch - 1]}
+    assert changes and json.loads(json.dumps(cell.parameters["schedule"])) == changes
+    assert leakage_card(result.record, label)["defense"]["schedule"] == cell.parameters["schedule"]
+    page = search_page.render(result.record)
+    assert "generation 2 of 3" in page and f"from epoch {min(changes)} alpha" in page
+    assert "from epoch" in search_terminal.plain_text(result.record)
+
+
+@pytest.mark.faults
+def test_a_population_that_was_killed_goes_on_as_if_nothing_had_happened(
+    run: Callable[..., SearchResult],
+    home: Home,
+    make_home: Callable[..., Home],
+    short: dict[str, Any],
+    write: Callable[..., Path],
+    space: Path,
+    start: Callable[..., Any],
+) -> None:
+    command = [
+        "search", write(short), space, "--objective", LEAK, "--keep", USEFUL, "--trials", 6, "--sampler", "population",
+        "--population", 2, "--confirm", 0, "--repeats", 0, "--executor", "serial", "--no-tracking", "--json",
+    ]  # fmt: skip
+    other = make_home("other")
+    killed = start(*command, home=other, **{faults.VARIABLE: "search.after_trial:3"}).answer()
+    assert killed.code == -signal.SIGKILL, killed.err
+    resumed = start(*command, home=other).answer()
+    assert resumed.code == 0 and "6 trials: 3 stored, 3 to run" in resumed.err, resumed.err
+    expected = run(**BY_POPULATION)
+    found = SearchLog.named(Store.open(other.store_uri), "short-relaxloss").record()
+    assert numbers(found) == numbers(expected.record)
+    assert [trial.parent for trial in found.trials] == [trial.parent for trial in expected.record.trials]

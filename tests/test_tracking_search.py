@@ -420,6 +420,22 @@ def test_values_of_a_lower_rung_have_names_of_their_own(make_lab: Callable[..., 
     assert LEAK not in found["trial 0"]["latest"] and LEAK in found["trial 1"]["latest"]
 
 
+def test_a_member_of_a_population_shows_its_last_phase_and_its_schedule(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(header=replace(HEADER, population=2, generations=(2, 4)))
+    changed = {"defense.lambda_x": 0.05, "recipe.weight_decay": 0.1}
+    lab.trial(0, 0.5, state="stopped")
+    lab.trial(1, 0.4, state="stopped")
+    lab.trial(2, 0.4, parent=1, point=changed)
+    lab.trial(3, 0.3, parent=1, point=lab.log.trials()[1].point)
+    lab.deliver()
+    found = tree(lab)
+    assert found["trial 0"]["latest"][f"generation_0/{USE}"] == 0.9 and LEAK not in found["trial 0"]["latest"]
+    assert LEAK in found["trial 2"]["latest"] and found["trial 2"]["params"]["lambda_x"] == "0.05"
+    begun = {"lambda_x": 0.02, "weight_decay": 0.1}
+    assert json.loads(found["trial 2"]["params"]["schedule"]) == {"0": begun, "2": {"lambda_x": 0.05}}
+    assert "schedule" not in found["trial 3"]["params"] | found["trial 1"]["params"]
+
+
 def test_a_weighted_objective_is_a_metric_of_its_own(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(header=replace(HEADER, objectives=(f"min 0.5*{LEAK} + 2*membership/lira/auc", f"max {USE}")))
     lab.trial(0, 0.5, values=(0.7, 0.9))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oakum.config import ConfigError, apply_overrides
+from oakum.search.population import DEFAULT_MEMBERS
 from oakum.search.protocol import BASELINE
 from oakum.search.records import Confirmation, SearchLog, SearchRecord, search_names
 from oakum.session_home import Home
@@ -57,7 +58,18 @@ def add_search(commands: Any) -> None:
     search.add_argument(
         "--trials", default="30", metavar="N", help="trials in all (default 30); +N: N more than there are"
     )
-    search.add_argument("--sampler", default="tpe", help="tpe (default), nsga2, random, or grid: the space's own grid")
+    search.add_argument(
+        "--sampler",
+        default="tpe",
+        help="tpe (default), nsga2, random, grid: the space's own grid, or population: settings that change while a "
+        "model trains",
+    )
+    search.add_argument(
+        "--population",
+        type=int,
+        metavar="N",
+        help=f"members of a generation, with --sampler population (default {DEFAULT_MEMBERS}); --trials is a multiple",
+    )
     search.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampler (default 0)")
     search.add_argument("--grid-first", action="store_true", help="try the space's grid before anything is sampled")
     search.add_argument(
@@ -93,6 +105,7 @@ def add_search(commands: Any) -> None:
 def run_search(options: argparse.Namespace) -> int:
     """Run or continue a search; return 0, or 3 when every trial or a part of the confirmation failed."""
     from oakum import session_search
+    from oakum.session_search_request import SearchOptions
     from oakum.session_trials import SharedStageError
 
     home = Home.of_environment()
@@ -101,7 +114,7 @@ def run_search(options: argparse.Namespace) -> int:
         # Ray writes its warnings to standard output, which is for results.
         with redirect_stdout(sys.stderr):
             result = session_search.search(
-                session_search.SearchOptions(
+                SearchOptions(
                     file=options.file,
                     space=options.space,
                     objectives=tuple(options.objectives),
@@ -118,6 +131,7 @@ def run_search(options: argparse.Namespace) -> int:
                     confirm=options.confirm,
                     rungs=tuple(_rung(text) for text in options.rungs),
                     concurrency=options.concurrency,
+                    population=options.population,
                     executor=options.executor,
                     max_cpus=float(options.max_cpus) if options.max_cpus else None,
                     max_gpus=float(options.max_gpus) if options.max_gpus else None,
@@ -200,6 +214,7 @@ def _summary(record: SearchRecord, report: Path) -> dict[str, Any]:
                 "origin": trial.origin,
                 "state": trial.state,
                 "point": trial.point,
+                "parent": trial.parent,
                 "values": trial.values,
                 "violations": trial.violations,
                 "latency": trial.latency,
@@ -215,10 +230,12 @@ def _summary(record: SearchRecord, report: Path) -> dict[str, Any]:
 
 def _confirmed(confirmation: Confirmation) -> dict[str, Any]:
     """Return label -> trial, probability of being on the front, and every metric of every seed."""
-    trials = {BASELINE: None, **confirmation.settings}
+    labels = dict.fromkeys((BASELINE, *confirmation.baselines.values(), *confirmation.settings))
+    trials = {label: confirmation.settings.get(label) for label in labels}
     return {
         label: {
             "trial": number,
+            "none": confirmation.baseline_of(label),
             "on_front": None if number is None else confirmation.membership[number],
             "seeds": {
                 str(cell.seed): {key: metric.to_json() for key, metric in cell.metrics.items()}

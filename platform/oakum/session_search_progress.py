@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from oakum.progress import Progress
 from oakum.search.card import front_numbers
-from oakum.search.records import TrialRecord
+from oakum.search.records import SearchHeader, TrialRecord
 from oakum.search.space import DEFENSE
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class SearchProgress:
             self._live.update(self._table(), refresh=True)
 
     def _line(self, record: TrialRecord) -> str:
-        return f"trial {record.number}: {self._parameters(record)}: {describe(record, self._board.header.objectives)}"
+        header = self._board.header
+        return f"trial {record.number}: {self._parameters(record)}: {describe(record, header, header.objectives)}"
 
     def _parameters(self, record: TrialRecord) -> str:
         """Return what differs between trials."""
@@ -72,7 +73,7 @@ class SearchProgress:
         elif best:
             parts.append(f"front {', '.join(str(record.number) for record in best)}")
         else:
-            parts.append("nothing feasible yet")
+            parts.append("nothing complete yet" if self._board.header.population else "nothing feasible yet")
         parts.append(f"about {_duration(self._left(len(ended)))} left")
         return ", ".join(parts)
 
@@ -97,18 +98,21 @@ class SearchProgress:
         shown += [record for record in ended[-_SHOWN_TRIALS:] if record.number not in front]
         for record in sorted(shown, key=lambda each: each.number):
             values = [short(value) for value in record.values or ()] or [""] * len(self._board.objectives)
-            state = "front" if record.number in front else describe(record, ())
+            state = "front" if record.number in front else describe(record, self._board.header)
             table.add_row(str(record.number), self._parameters(record), *values, state)
         return table
 
 
-def describe(record: TrialRecord, objectives: tuple[str, ...]) -> str:
-    """Return a trial's result in a few words."""
+def describe(record: TrialRecord, header: SearchHeader, objectives: tuple[str, ...] = ()) -> str:
+    """Return a trial's result in a few words, with the values of `objectives`."""
     if record.state == "failed":
         return f"failed: {record.error}"
     values = ", ".join(
         f"{text.split(' ', 1)[1]} {short(value)}" for text, value in zip(objectives, record.values or (), strict=False)
     )
+    if record.state == "stopped" and header.population:
+        generation = header.generation_of(record.number)
+        return f"{values} after {header.generations[generation]} epochs, generation {generation + 1}".strip()
     if record.state == "stopped":
         return f"{values} stopped at rung {record.rung + 1}".strip()
     missed = sum(record.violations)

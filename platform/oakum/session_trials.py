@@ -15,10 +15,11 @@ from oakum.pipeline.collect import collect, skeleton
 from oakum.pipeline.fingerprint import package_digest
 from oakum.progress import Progress, code_facts
 from oakum.search.objectives import Floor, Metrics, MissingMetricError, Objective, parse_floor, parse_objective
+from oakum.search.population import lineage, settings_of, trained_settings
 from oakum.search.promotion import is_promoted
 from oakum.search.protocol import BASELINE, TRIAL, check_keys_after
 from oakum.search.records import SearchHeader, SearchLog, SeedMetrics, TrialRecord
-from oakum.search.space import SearchSpace
+from oakum.search.space import Point, SearchSpace
 from oakum.session import make_plan
 from oakum.session_home import Home
 from oakum.store import Store
@@ -77,6 +78,10 @@ class TrialBoard:
     def is_running(self, number: int) -> bool:
         return number in self._pending
 
+    def settings_of(self, record: TrialRecord) -> dict[str, Any]:
+        """Return a trial's defense as an entry of an experiment's `settings`, with its schedule if it has one."""
+        return settings_of(self._space, self.header, record, self.records)
+
     def submit(self, record: TrialRecord, seeds: tuple[int, ...] | None = None) -> None:
         """Add a trial's stages to the ledger; with `seeds`, repeat a complete trial under them.
 
@@ -86,8 +91,8 @@ class TrialBoard:
         is_repeat = seeds is not None
         rung = len(self.header.rungs) if is_repeat else 0
         if not is_repeat:
-            record = TrialRecord(record.number, record.point, record.origin, "running", memory=record.memory)
-            record = replace(record, package=package_digest())
+            asked_for = TrialRecord(record.number, record.point, record.origin, "running", memory=record.memory)
+            record = replace(asked_for, parent=record.parent, package=package_digest())
             self._put(record)
         self._start(_Pending(record, seeds or self.header.seeds, rung, asked, {}, []))
 
@@ -126,9 +131,8 @@ class TrialBoard:
 
     def _start(self, pending: _Pending) -> None:
         try:
-            plan = plan_trial(
-                self.header, self._space, pending.record.point, self._home, self._where, pending.rung, pending.seeds
-            )
+            points = [each.point for each in lineage(pending.record, self.records)]
+            plan = plan_trial(self.header, self._space, points, self._home, self._where, pending.rung, pending.seeds)
         except Exception as error:
             # Whatever a method raises at its settings: one point must not end the search, now or when it goes on.
             kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
@@ -178,7 +182,8 @@ class TrialBoard:
             record, rung=pending.rung, metrics=metrics, baseline=baseline, values=values, violations=violations
         )
         if pending.rung == len(self.header.rungs):
-            self._end(pending, replace(record, state="complete"))
+            whole = self.header.is_trained_to_the_end(number)
+            self._end(pending, replace(record, state="complete" if whole else "stopped"))
         elif self._is_promoted(record):
             rows = (*record.lower[: pending.rung], {"values": list(values), "violations": list(violations)})
             record = replace(record, lower=rows)
@@ -231,22 +236,31 @@ class TrialBoard:
 def plan_trial(
     header: SearchHeader,
     space: SearchSpace,
-    point: Mapping[str, Any],
+    points: Sequence[Point],
     home: Home,
     where: str,
     rung: int = 0,
     seeds: Sequence[int] | None = None,
 ) -> Plan:
-    """Return the plan of a point at a rung: the undefended model and the point, under the given or the search's seeds.
+    """Return the plan of a trial at a rung: the undefended model and its point, under the given or the search's seeds.
+
+    Args:
+        points: of its ancestors in earlier generations, and its own at the end.
 
     Raises:
         ConfigError: the point does not fit the experiment or its methods.
     """
     data = {**header.trial, "seeds": list(seeds or header.seeds)}
-    data = apply_values(data, space.changes(dict(point)))
+    data = apply_values(data, space.changes(points[-1]))
     if rung < len(header.rungs):
         data = apply_values(data, header.rungs[rung])
-    data["settings"] = {**data["settings"], TRIAL: space.settings(dict(point))}
+    is_whole = not header.population or len(points) == len(header.generations)
+    if not is_whole:
+        data = apply_values(data, {"recipe.stop_after": header.generations[len(points) - 1]})
+    # Before the end of training `none` is a training of its own: it is measured there only where a floor asks for it.
+    is_compared = is_whole or any(parse_floor(text).is_relative for text in header.floors)
+    settings = trained_settings(space, header, points) if header.population else space.settings(points[-1])
+    data["settings"] = {**(data["settings"] if is_compared else {}), TRIAL: settings}
     return make_plan(data, where, home, None)
 
 

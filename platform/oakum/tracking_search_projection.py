@@ -27,6 +27,7 @@ from oakum.search.card import (
     recommended,
 )
 from oakum.search.objectives import parse_objective
+from oakum.search.population import phases
 from oakum.search.records import Confirmation, SearchRecord, SeedMetrics, TrialRecord
 from oakum.store import Manifest, Store, StoreError
 from oakum.tracking_delivery import parent_params, pretty
@@ -120,8 +121,7 @@ class Projection:
         end = self._stored(trial.stages) or runs.started(run_id) + trial.latency
         runs.params(run_id, self._params(trial))
         if trial.state != "running":
-            # Values of a cheaper form must not stand beside those of the whole in one column.
-            prefix = "" if trial.rung == len(self._header.rungs) else f"rung_{trial.rung}/"
+            prefix = self._prefix(trial)
             cost = {
                 "trial/latency": MetricValue(trial.latency),
                 "trial/stage_seconds": MetricValue(trial.stage_seconds),
@@ -137,6 +137,7 @@ class Projection:
             "oakum.trial.state": trial.state,
             "oakum.trial.origin": trial.origin,
             "oakum.trial.rung": trial.rung,
+            "oakum.trial.parent": trial.parent,
             "oakum.trial.feasible": str(trial.is_feasible).lower() if trial.state == "complete" else "",
             "oakum.trial.on_front": str(is_on_front).lower(),
             "oakum.trial.error": trial.error,
@@ -189,8 +190,20 @@ class Projection:
         files = [self._store.fetch(manifest, name) for name in (_WEIGHTS, "config.json")]
         runs.put_model(runs.below(*_place(confirmation, label), manifest.created), files, texts)
 
+    def _prefix(self, trial: TrialRecord) -> str:
+        """Return what keeps values of a cheaper form or a shorter training out of the columns of the whole."""
+        if not self._header.is_trained_to_the_end(trial.number):
+            return f"generation_{self._header.generation_of(trial.number)}/"
+        return "" if trial.rung == len(self._header.rungs) else f"rung_{trial.rung}/"
+
     def _params(self, trial: TrialRecord) -> dict[str, str]:
-        return flatten({self._names[path]: value for path, value in trial.point.items()})
+        """Return a trial's settings; of a schedule those of its last phase as numbers, and the whole as text."""
+        found = phases(self._header, trial, {each.number: each for each in self._record.trials})
+        schedule = {phase.begin: self._named(phase.point) for phase in found}
+        return flatten(self._named(trial.point)) | ({"schedule": json.dumps(schedule)} if len(schedule) > 1 else {})
+
+    def _named(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._names[path]: value for path, value in point.items()}
 
     def _first(self, metrics: dict[str, MetricValue]) -> dict[str, MetricValue]:
         """Return the metrics with the objectives first: MLflow's compare page preselects the first metric."""

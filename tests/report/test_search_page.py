@@ -405,16 +405,46 @@ def test_a_metric_that_the_confirmation_lacks_is_missing_and_no_error(two: Searc
     assert rows[f"trial {number}"][1] == rows[f"trial {number}"][4] == "missing"
 
 
-def test_trials_of_other_conditions_are_not_compared_with_none() -> None:
-    """A confirmation has one `none`, trained as the lowest-numbered confirmed trial was."""
+@pytest.fixture(scope="module")
+def grouped() -> SearchRecord:
+    """Three confirmed trials of two weight decays; the `none` of the second one is better in all by 0.1."""
     made = header()
     decays = (1e-4, 1e-3, 1e-4)
     found = tuple(trial(number, {**POINT, "recipe.weight_decay": decay}, made) for number, decay in enumerate(decays))
     record = SearchRecord(made, found)
-    view = search_view(replace(record, confirmation=confirm(record, [0, 1, 2])))
-    assert [view.difference(view.goals[0], each).mean is not None for each in found] == [True, False, True]
-    assert view.confirmed_violations(view.bounds[0], found[1]) == {}
+    confirmation = confirm(record, [0, 1, 2])
+    own = metrics(0.66, 1.06, "test")
+    others = tuple(CellRecord("none-2", "none", {}, seed, own, {}) for seed in range(3))
+    run = replace(confirmation.record, cells=(*confirmation.record.cells, *others))
+    return replace(record, confirmation=replace(confirmation, record=run, baselines={"trial-1": "none-2"}))
+
+
+def test_a_trial_of_other_conditions_is_compared_with_the_none_of_its_own(grouped: SearchRecord, tables: Any) -> None:
+    view = search_view(grouped)
+    leak, bound = view.goals[0], view.bounds[0]
+    for trial, none in zip(grouped.trials, ((0.76, 0.77, 0.78), (0.66,) * 3, (0.76, 0.77, 0.78)), strict=True):
+        own = view.confirmed_spread(leak, trial).values
+        assert list(view.difference(leak, trial).values.values()) == pytest.approx(
+            [own[seed] - none[seed] for seed in range(3)]
+        )
+    assert not any(view.confirmed_violations(bound, grouped.trials[0]).values())
+    assert min(view.confirmed_violations(bound, grouped.trials[1]).values()) > 0.05
+    rows = [row for row in tables(verdict_section(view))[0] if "none" in row[0].text.split()[:2]]
+    assert ["0.001" in row[0].text for row in rows] == [False, True]
+    assert [row[2].text.split()[0] for row in rows] == ["77.0", "66.0"]
+    text = search_terminal.plain_text(grouped, width=60)
+    assert "none: recipe.weight_decay 0.001" in text
     assert any("outside of the defense" in text for text in warnings(view))
+
+
+def test_a_trial_whose_none_is_lost_has_no_difference(grouped: SearchRecord) -> None:
+    confirmation = grouped.confirmation
+    assert confirmation is not None
+    kept = tuple(cell for cell in confirmation.record.cells if cell.setting != "none-2")
+    lost = replace(confirmation, record=replace(confirmation.record, cells=kept))
+    view = search_view(replace(grouped, confirmation=lost))
+    assert [view.difference(view.goals[0], each).mean is not None for each in grouped.trials] == [True, False, True]
+    assert view.confirmed_violations(view.bounds[0], grouped.trials[1]) == {}
 
 
 def test_nothing_feasible_is_said_and_the_nearest_misses_are_shown(

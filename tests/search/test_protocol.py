@@ -71,7 +71,20 @@ def test_a_trial_on_membership_trains_no_judge_and_no_prior() -> None:
 
 def test_canaries_are_planted_when_they_are_asked_about() -> None:
     data = trial("min canary/loss/auc")
-    assert data["canaries"] == {"fold": "canary"} and data["attacks"]["membership"] == ["loss"]
+    assert data["canaries"]["fold"] == "canary" and data["attacks"]["membership"] == ["loss"]
+
+
+@pytest.mark.parametrize("canaries", [{"fold": "planted"}, {}])
+def test_canaries_that_scored_trials_do_not_score_the_confirmation(canaries: dict[str, Any]) -> None:
+    base = experiment(canaries=canaries)
+    fold = canaries.get("fold", "canary")
+    searched = trial("min canary/loss/auc", data=base)
+    confirmed = confirmation_experiment(base, "c", {}, trial=searched)
+    for data, part in ((searched, "search"), (confirmed, "confirmation")):
+        assert data["canaries"] == {**canaries, "part": part}
+        assert data["folds"]["sealed"] == sorted(["test", fold])
+    untouched = confirmation_experiment(base, "c", {}, trial=trial("min membership/loss/auc", data=base))
+    assert untouched["canaries"] == canaries and untouched["folds"]["sealed"] == ["test"]
 
 
 def test_the_confirmation_has_own_seeds_test_folds_all_attacks_and_the_judges_exchanged() -> None:

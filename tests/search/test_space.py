@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,38 @@ def test_a_condition_decides_what_a_point_has(tmp_path: Path) -> None:
         assert space.settings(point)["lambda_x"] == 0.1 and space.changes(point).keys() == {"recipe.weight_decay"}
 
 
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(("defense.coco_norm", "defense.measure", "recipe.epochs")))
+)
+def test_conditions_of_conditions_are_drawn_before_what_they_condition(tmp_path: Path, order: tuple[str, ...]) -> None:
+    entries: dict[str, Any] = {
+        "recipe.epochs": {"sampler": "choice", "values": [2, 4]},
+        "defense.measure": {"sampler": "choice", "values": ["hsic", "coco"], "when": {"recipe.epochs": 4}},
+        "defense.coco_norm": {
+            "sampler": "choice", "values": ["frobenius", "spectral"], "when": {"defense.measure": "coco"},
+        },
+    }  # fmt: skip
+    fixed = {"defense.lambda_x": 0.1, "defense.lambda_y": 0.1}
+    space = load_space(written(tmp_path, {"fixed": fixed, **{path: entries[path] for path in order}}, "bido"))
+    assert list(space.parameters) == list(entries)
+    points = drawn(space, 60)
+    assert {point.get("defense.measure") for point in points} == {None, "hsic", "coco"}
+    for point in points:
+        assert ("defense.measure" in point) == (point["recipe.epochs"] == 4)
+        assert ("defense.coco_norm" in point) == (point.get("defense.measure") == "coco")
+
+
+def test_a_bound_behind_two_conditions_is_held_against_the_schema(tmp_path: Path) -> None:
+    data = {
+        "grid": [{"defense.lambda_x": 0.1, "defense.lambda_y": 0.1}],
+        "defense.lambda_x": {"sampler": "uniform", "low": -1.0, "high": 1.0, "when": {"defense.coco_norm": "spectral"}},
+        "defense.coco_norm": {"sampler": "choice", "values": ["spectral"], "when": {"defense.measure": "coco"}},
+        "defense.measure": {"sampler": "choice", "values": ["hsic", "coco"]},
+    }
+    with pytest.raises(ConfigError, match=r"outside of the schema.lambda_x: .*got -1.0"):
+        load_space(written(tmp_path, data, "bido"))
+
+
 def test_a_grid_carries_the_fixed_values(tmp_path: Path) -> None:
     data = {"fixed": {"defense.variant": "paper"}, "grid": [{"defense.alpha": 0.5}, {"defense.alpha": 1.0}]}
     space = load_space(written(tmp_path, data))
@@ -113,7 +146,19 @@ def test_a_grid_carries_the_fixed_values(tmp_path: Path) -> None:
         ({"grid": {"defense.alpha": 1.0}}, "grid: write a list of mappings"),
         (
             {"defense.alpha": {"sampler": "uniform", "low": 0.1, "high": 1.0, "when": {"defense.beta": 1}}},
-            "defense.alpha.when: 'defense.beta' is not in this space",
+            "defense.alpha.when: 'defense.beta' is not in this space; give it a sampler, or a value under `fixed`",
+        ),
+        (
+            {
+                "defense.alpha": {"sampler": "uniform", "low": 0.1, "high": 1.0, "when": {"defense.variant": "paper"}},
+                "defense.variant": {"sampler": "choice", "values": ["paper"], "when": {"recipe.epochs": 2}},
+                "recipe.epochs": {"sampler": "choice", "values": [2], "when": {"defense.variant": "paper"}},
+            },
+            "conditions in a circle (defense.variant -> recipe.epochs -> defense.variant)",
+        ),
+        (
+            {"defense.alpha": {"sampler": "uniform", "low": 0.1, "high": 1.0, "when": {"defense.alpha": 1}}},
+            "conditions in a circle (defense.alpha -> defense.alpha)",
         ),
     ],
 )

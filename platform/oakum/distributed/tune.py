@@ -33,16 +33,19 @@ class TuneTrials:
     """Ray Tune in a thread of this process.
 
     Args:
-        ask: returns the number of the next trial, or None at the end; called in Tune's thread.
+        ask: returns the number of the next trial, or None where there is none now; called in Tune's thread.
+        is_over: whether `ask` will never again return a number; asked after it returned none.
         count: trials that may be asked for at most.
         concurrency: trials at a time.
     """
 
-    def __init__(self, ask: Callable[[], int | None], count: int, concurrency: int) -> None:
+    def __init__(
+        self, ask: Callable[[], int | None], is_over: Callable[[], bool], count: int, concurrency: int
+    ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # On the driver's node: the desk is lost only when the driver is.
         self._desk: Any = ray.remote(num_cpus=_DESK_CPUS, scheduling_strategy=here)(_Desk).remote()
-        self._ask = ask
+        self._asker = _Asker(ask, is_over)
         self._count = count
         self._concurrency = concurrency
         self._error: BaseException | None = None
@@ -86,7 +89,7 @@ class TuneTrials:
             found = tune.Tuner(
                 tune.with_resources(tune.with_parameters(_Client, desk=self._desk), _CLIENT_RESOURCES),
                 tune_config=tune.TuneConfig(
-                    search_alg=_Asker(self._ask),
+                    search_alg=self._asker,
                     num_samples=self._count,
                     max_concurrent_trials=self._concurrency,
                     reuse_actors=True,
@@ -153,13 +156,17 @@ class _Client(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by m
 class _Asker(Searcher):  # type: ignore[misc]  # Ray is not followed by mypy
     """Tune's side of asking; results reach the sampler through the store's records, not through Tune."""
 
-    def __init__(self, ask: Callable[[], int | None]) -> None:
+    def __init__(self, ask: Callable[[], int | None], is_over: Callable[[], bool]) -> None:
         super().__init__(metric=None, mode=None)
         self._ask = ask
+        self._is_over = is_over
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial's number, that there is none any more, or None: ask again later."""
         number = self._ask()
-        return Searcher.FINISHED if number is None else {"number": number}
+        if number is not None:
+            return {"number": number}
+        return Searcher.FINISHED if self._is_over() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: see the class."""

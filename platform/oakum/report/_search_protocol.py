@@ -12,6 +12,7 @@ from oakum.report._markup import Markup, folded, join, pairs, tag
 from oakum.report._search_view import GRID, SearchView, value_text
 from oakum.report._search_words import confirmation_seeds, counted, counts, listed, name_of
 from oakum.report._tables import plain_table
+from oakum.search.population import FACTORS, REDRAWN_SHARE
 
 _RULE = (
     "A trial sees the validation fold and seeds of its own. The test fold is sealed: its rows are the same under every "
@@ -32,6 +33,7 @@ def protocol_section(view: SearchView) -> Markup:
         tag("h3", "The search"),
         pairs(_facts(view)),
         *_rungs(view),
+        *_population(view),
         folded("Space", _plain(header.space)),
         folded("Experiment, as it was given", _plain(header.experiment)),
         folded("What a trial runs, without its setting", _plain(header.trial)),
@@ -107,6 +109,20 @@ def _rungs(view: SearchView) -> list[Markup]:
         "on (ordered by front); decided once, when a trial arrives."
     )
     return [tag("h3", "Rungs"), tag("p", text), pairs(facts)]
+
+
+def _population(view: SearchView) -> list[Markup]:
+    header = view.record.header
+    if not header.population:
+        return []
+    ends = listed([str(end) for end in header.generations])
+    text = (
+        f"{header.population} members train in {len(header.generations)} generations, which end after {ends} epochs. "
+        "After each, members of the worst quarter, ranked by feasibility and objective, go on from a random one of the "
+        f"best quarter: numbers times {FACTORS[0]} or {FACTORS[1]} within their bounds, choices drawn again with "
+        f"probability {REDRAWN_SHARE}. What is confirmed is the schedule, trained from its beginning."
+    )
+    return [tag("h3", "Population"), tag("p", text)]
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:

@@ -54,6 +54,12 @@ _WORDS = (
         "A cheaper form of the experiment that a trial passes first. What is not among the best there is stopped; its "
         "values are of that rung and not comparable with complete trials.",
     ),
+    (
+        "Population, generation, schedule",
+        "Members train side by side. After each generation the worst quarter goes on from the best quarter, with "
+        "changed settings, so that a member's settings are a schedule: which held from which epoch on. Only the last "
+        "generation is trained to its end, and a confirmed schedule is trained from its beginning.",
+    ),
 )
 
 
@@ -118,7 +124,9 @@ def trial_section(view: SearchView) -> Markup | None:
     paths = view.parameters if len(view.parameters) <= _MOST_PARAMETER_COLUMNS else ()
     head = [tag("th", "Trial", class_="text", scope="col")]
     head += [tag("th", parameter_name(path), scope="col") for path in paths]
-    head += [] if paths else [tag("th", "Parameters", class_="text", scope="col")]
+    is_population = bool(view.record.header.population)
+    if is_population or not paths:
+        head += [tag("th", "Schedule" if is_population else "Parameters", class_="text", scope="col")]
     head += [
         tag("th", broken(goal.title), tag("small", aim_text(view.column(goal))), scope="col") for goal in view.goals
     ]
@@ -131,7 +139,8 @@ def trial_section(view: SearchView) -> Markup | None:
         "stages that ran for the trial, short where the store had them."
     )
     if any(trial.state != "complete" and trial.values is not None for trial in trials):
-        caption += " Values in italics were measured at a lower rung."
+        early = "after a part of the epochs" if view.record.header.population else "at a lower rung"
+        caption += f" Values in italics were measured {early}."
     table = plain_table(tag("tr", *head), rows, caption, "values")
     if len(trials) > MOST_OPEN_ROWS:
         table = folded(f"{len(trials):,} trials", table, class_="bulk")
@@ -147,9 +156,12 @@ def words_section() -> Markup:
 def _trial_rows(view: SearchView, trial: TrialRecord, paths: tuple[str, ...], width: int) -> list[Markup]:
     """Return a trial's row, and one of the whole width with the error of a failed one."""
     origin = tag("span", trial.origin, class_="muted")
-    name = tag("th", mark(look_of(trial)), Markup("&ensp;"), str(trial.number), Markup("&ensp;"), origin, scope="row")
+    after = f"continues trial {trial.parent}" if trial.parent is not None else None
+    number_cells = (mark(look_of(trial)), Markup("&ensp;"), str(trial.number), Markup("&ensp;"), origin)
+    name = tag("th", *number_cells, scope="row", title=after)
     cells = [tag("td", value_text(trial.point[path]) if path in trial.point else DASH) for path in paths]
-    cells += [] if paths else [tag("td", point_text(view, trial), class_="text wrap")]
+    if view.record.header.population or not paths:
+        cells.append(tag("td", point_text(view, trial), class_="text wrap"))
     cells += [_objective_cell(trial, goal) for goal in view.goals]
     cells += [_violation_cell(trial, bound) for bound in view.bounds]
     cells.append(tag("td", _state_text(view, trial), class_="text"))
@@ -182,6 +194,9 @@ def _state_text(view: SearchView, trial: TrialRecord) -> Markup:
         word = "best" if len(view.goals) == 1 else "front"
     elif trial.state == "complete" and not trial.is_feasible:
         word = "misses a floor"
+    elif trial.state == "stopped" and view.record.header.population:
+        header = view.record.header
+        word = f"generation {header.generation_of(trial.number) + 1} of {len(header.generations)}"
     elif trial.state == "stopped":
         word = f"stopped at rung {trial.rung + 1} of {len(view.record.header.rungs) + 1}"
     confirmed = ", confirmed" if trial.number in view.confirmed else ""

@@ -8,7 +8,7 @@ from oakum.report._marks import mark
 from oakum.report._markup import Markup, join, tag
 from oakum.report._numbers import aim_text, difference_unit, interval_text, number, range_text, values_text
 from oakum.report._overview import BASELINE, Column, Unit, unit_of
-from oakum.report._search_view import UNDEFENDED_LOOK, Reading, SearchView, look_of, point_text
+from oakum.report._search_view import UNDEFENDED_LOOK, Reading, SearchView, UndefendedRow, look_of, point_text
 from oakum.report._search_words import caveat, chance_to_lead, counted, failures, floor_outcome, headline
 from oakum.report._tables import SEEDS_ON_LINE, matrix_table, value_with_interval
 from oakum.report._verdict import outcome_text, tone
@@ -124,7 +124,7 @@ def _verdict_table(view: SearchView) -> Markup:
     below = [tag("th", name, scope="col") if name in measured else _difference_head(column)
              for column in columns for name in (*measured, "")]  # fmt: skip
     common = _common_interval(columns)
-    rows = [_undefended_row(view)] if view.has_undefended else []
+    rows = [_undefended_row(view, row) for row in view.undefended_rows]
     rows += [_setting_row(view, trial, columns, common) for trial in view.shown]
     head = join(tag("tr", first, *groups), tag("tr", *below))
     is_wide = len(view.goals) > (1 if _is_confirmed(view) else 2)
@@ -185,19 +185,19 @@ def _setting_row(view: SearchView, trial: TrialRecord, columns: list[Column], co
     return tag("tr", *cells)
 
 
-def _undefended_row(view: SearchView) -> Markup:
-    cells = [tag("th", mark(UNDEFENDED_LOOK), Markup("&ensp;"), BASELINE, _small("undefended"), scope="row")]
+def _undefended_row(view: SearchView, row: UndefendedRow) -> Markup:
+    cells = [tag("th", mark(UNDEFENDED_LOOK), Markup("&ensp;"), BASELINE, _small(row.remark), scope="row")]
     for goal in view.goals:
-        cells.append(_baseline_cell(view, goal))
-        cells += [_spread_cell(view.undefended_spread(goal), goal)] if _is_confirmed(view) else []
+        cells.append(_baseline_cell(view, goal, row))
+        cells += [_spread_cell(goal.confirmed_spread(row.cells), goal)] if _is_confirmed(view) else []
         cells.append(tag("td"))
     for bound in view.bounds:
         if _is_shown(view, bound):
             cells.append(tag("td"))
         elif _is_confirmed(view):
-            cells.append(_value_cell(view.undefended_spread(bound).mean, bound.unit))
+            cells.append(_value_cell(bound.confirmed_spread(row.cells).mean, bound.unit))
         else:
-            cells.append(_baseline_cell(view, bound))
+            cells.append(_baseline_cell(view, bound, row))
     return tag("tr", *cells, *([tag("td")] if _is_confirmed(view) else []))
 
 
@@ -222,8 +222,8 @@ def _seed_lines(values: dict[int, float], unit: Unit, *, sign: bool = False) -> 
     return [values_text(found[start : start + SEEDS_ON_LINE], unit, sign=sign) for start in starts]
 
 
-def _baseline_cell(view: SearchView, reading: Reading) -> Markup:
-    values = [value for (value,) in view.baselines(reading)]
+def _baseline_cell(view: SearchView, reading: Reading, row: UndefendedRow) -> Markup:
+    values = [value for (value,) in view.baselines(reading, like=row.conditions)]
     if len(values) <= 1:
         return _value_cell(values[0] if values else None, reading.unit)
     texts = (number(value, reading.unit, mark=False) for value in (min(values), max(values)))

@@ -23,6 +23,7 @@ from oakum.search.objectives import (
     parse_floor,
     parse_objective,
 )
+from oakum.search.population import phases
 from oakum.search.protocol import confirmed_key
 from oakum.search.records import SearchRecord, TrialRecord
 from oakum.search.space import DEFENSE
@@ -101,6 +102,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class UndefendedRow:
+    """What a table says of `none`.
+
+    Attributes:
+        remark: below its name: `undefended`, or the conditions that it was trained under.
+        setting: in the confirmation; None without one.
+        conditions: what it and its trials change beside the defense; None: it is shown for all trials.
+    """
+
+    remark: str
+    setting: Setting | None
+    conditions: dict[str, Any] | None
+
+    @property
+    def cells(self) -> tuple[CellRecord, ...]:
+        return self.setting.cells if self.setting else ()
+
+
+@dataclass(frozen=True)
 class SearchView:
     """Objectives, floors, what is best, and what was confirmed.
 
@@ -111,7 +131,7 @@ class SearchView:
             first objective first.
         nearest: where nothing is feasible, the complete trials that miss their floors by least.
         confirmed: trial number -> setting of the confirmation.
-        undefended: `none` in the confirmation.
+        undefended: trial number -> `none` under its conditions in the confirmation.
         parameters: paths that differ between points, in the order of the space.
     """
 
@@ -121,7 +141,7 @@ class SearchView:
     best: tuple[TrialRecord, ...]
     nearest: tuple[TrialRecord, ...]
     confirmed: dict[int, Setting]
-    undefended: Setting | None
+    undefended: dict[int, Setting]
     parameters: tuple[str, ...]
 
     @property
@@ -141,7 +161,20 @@ class SearchView:
     @property
     def has_undefended(self) -> bool:
         """Whether `none` was measured anywhere."""
-        return self.undefended is not None or any(trial.baseline for trial in self.record.complete)
+        return bool(self.undefended) or any(trial.baseline for trial in self.record.complete)
+
+    @property
+    def undefended_rows(self) -> tuple[UndefendedRow, ...]:
+        """The rows in which `none` is shown: one for each of the conditions that were confirmed, or one for all."""
+        conditions = {trial.number: _conditions(trial) for trial in self.record.trials}
+        distinct = {setting.label: number for number, setting in reversed(sorted(self.undefended.items()))}
+        if len(distinct) < 2:
+            setting = next(iter(self.undefended.values()), None)
+            return (UndefendedRow("undefended", setting, None),) if self.has_undefended else ()
+        return tuple(
+            UndefendedRow(_parameters_text(conditions[number]), self.undefended[number], conditions[number])
+            for number in sorted(distinct.values())
+        )
 
     def searched(self, reading: Reading, trial: TrialRecord) -> float | None:
         """Return what the search goes by: the mean over the header's seeds, None where there is none."""
@@ -153,37 +186,33 @@ class SearchView:
         """Return the same of `none` under the trial's conditions."""
         return reading.spread(_chosen(trial.baseline, self.record.header.seeds)).mean
 
-    def baselines(self, *readings: Reading) -> list[tuple[float, ...]]:
-        """Return the distinct values of `none` in the search: one, unless trials change more than the defense."""
-        found = (tuple(self.baseline(reading, trial) for reading in readings) for trial in self.record.complete)
+    def baselines(self, *readings: Reading, like: dict[str, Any] | None = None) -> list[tuple[float, ...]]:
+        """Return the distinct values of `none` in the search: one, unless trials change more than the defense.
+
+        Args:
+            like: what trials change beside the defense; None: whatever they change.
+        """
+        trials = (trial for trial in self.record.complete if like is None or _conditions(trial) == like)
+        found = (tuple(self.baseline(reading, trial) for reading in readings) for trial in trials)
         return list(dict.fromkeys(tuple(v for v in values if v is not None) for values in found if None not in values))
 
     def confirmed_spread(self, reading: Reading, trial: TrialRecord) -> Spread:
         setting = self.confirmed.get(trial.number)
         return reading.confirmed_spread(setting.cells if setting else ())
 
-    def undefended_spread(self, reading: Reading) -> Spread:
-        return reading.confirmed_spread(self.undefended.cells if self.undefended else ())
+    def undefended_spread(self, reading: Reading, trial: TrialRecord) -> Spread:
+        """Read it from the confirmation's `none` under a trial's conditions."""
+        undefended = self.undefended.get(trial.number)
+        return reading.confirmed_spread(undefended.cells if undefended else ())
 
     def confirmed_violations(self, reading: Reading, trial: TrialRecord) -> dict[int, float]:
-        setting = self.confirmed.get(trial.number)
+        setting, undefended = self.confirmed.get(trial.number), self.undefended.get(trial.number)
         if setting is None:
             return {}
-        baseline = self.undefended.cells if self.undefended and self.has_confirmed_pair(trial) else ()
+        baseline = undefended.cells if undefended else ()
         return reading.violations(
             {cell.seed: cell.metrics for cell in setting.cells}, {cell.seed: cell.metrics for cell in baseline}
         )
-
-    def has_confirmed_pair(self, trial: TrialRecord) -> bool:
-        """Whether the confirmation's `none` was trained under this trial's conditions.
-
-        There is one `none`: that of the confirmed trial with the lowest number. A trial that changes something else
-        outside of the defense has no pair.
-        """
-        if self.undefended is None or trial.number not in self.confirmed:
-            return False
-        first = next(each for each in self.record.trials if each.number in self.confirmed)
-        return _conditions(trial) == _conditions(first)
 
     def difference(self, reading: Reading, trial: TrialRecord) -> Difference:
         """Return the trial minus `none`, paired per seed: confirmed, or of the search where nothing was confirmed."""
@@ -193,9 +222,9 @@ class SearchView:
             return paired_difference(own, its)
         if trial.number not in self.confirmed:
             return Difference({}, None, None, None, "not confirmed")
-        if not self.has_confirmed_pair(trial):
+        if trial.number not in self.undefended:
             return Difference({}, None, None, None, "no `none` of its conditions")
-        return paired_difference(self.confirmed_spread(reading, trial), self.undefended_spread(reading))
+        return paired_difference(self.confirmed_spread(reading, trial), self.undefended_spread(reading, trial))
 
     def setting(self, trial: TrialRecord) -> Setting:
         """Return the confirmed setting, or one without cells."""
@@ -258,9 +287,20 @@ def value_text(value: Any) -> str:
 
 
 def point_text(view: SearchView, trial: TrialRecord) -> str:
-    """Write what distinguishes a trial: the parameters that the search varies."""
+    """Write what distinguishes a trial: the parameters that the search varies, in a population with their schedule."""
+    if view.record.header.population:
+        return schedule_text(view, trial)
     chosen = {path: trial.point[path] for path in view.parameters if path in trial.point}
-    return ", ".join(f"{parameter_name(path)} {value_text(value)}" for path, value in (chosen or trial.point).items())
+    return _parameters_text(chosen or trial.point)
+
+
+def schedule_text(view: SearchView, trial: TrialRecord) -> str:
+    """Write the settings that a member of a population trained under: the first, then what changed and when."""
+    records = {each.number: each for each in view.record.trials}
+    first, *later = phases(view.record.header, trial, records)
+    chosen = {path: first.point[path] for path in view.parameters if path in first.point} or first.point
+    changes = (f"from epoch {phase.begin} {_parameters_text(phase.point)}" for phase in later)
+    return "; ".join([_parameters_text(chosen), *changes])
 
 
 def is_number(value: Any) -> bool:
@@ -300,14 +340,22 @@ def _best(feasible: list[TrialRecord], goals: tuple[Reading, ...]) -> list[Trial
     return found[:1] if len(goals) == 1 else found
 
 
-def _confirmed(record: SearchRecord) -> tuple[dict[int, Setting], Setting | None]:
-    if record.confirmation is None:
-        return {}, None
-    settings = {setting.label: setting for setting in group_settings(record.confirmation.record)}
-    named = record.confirmation.settings
-    found = {number: settings[label] for label, number in named.items() if label in settings}
-    undefended = (setting for setting in settings.values() if setting.defense == BASELINE)
-    return found, next(undefended, None)
+def _confirmed(record: SearchRecord) -> tuple[dict[int, Setting], dict[int, Setting]]:
+    """Return trial number -> confirmed setting, and trial number -> `none` under its conditions."""
+    confirmation = record.confirmation
+    if confirmation is None:
+        return {}, {}
+    settings = {setting.label: setting for setting in group_settings(confirmation.record)}
+    named = confirmation.settings.items()
+    pairs = {number: confirmation.baseline_of(label) for label, number in named}
+    return (
+        {number: settings[label] for label, number in named if label in settings},
+        {number: settings[label] for number, label in pairs.items() if label in settings},
+    )
+
+
+def _parameters_text(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{parameter_name(path)} {value_text(value)}" for path, value in point.items())
 
 
 def _parameters(record: SearchRecord) -> list[str]:

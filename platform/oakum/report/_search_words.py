@@ -34,7 +34,9 @@ def counts(view: SearchView) -> str:
     states = Counter(trial.state for trial in trials)
     feasible = f", {len(view.feasible)} of them feasible" if view.bounds and states["complete"] else ""
     parts = [f"{states['complete']} complete{feasible}"]
-    parts += [f"{states['stopped']} stopped at a lower rung"] if states["stopped"] or view.record.header.rungs else []
+    header = view.record.header
+    stopped = "of earlier generations" if header.population else "stopped at a lower rung"
+    parts += [f"{states['stopped']} {stopped}"] if states["stopped"] or header.rungs or header.population else []
     parts += [f"{states['failed']} failed"]
     parts += [f"{states['running']} running"] if states["running"] else []
     return "; ".join(parts)
@@ -186,12 +188,12 @@ def _about_confirmation(view: SearchView) -> list[str]:
             f"Trial {view.best[0].number}, the best of the search, was not confirmed: under more seeds others were "
             "likelier to be best."
         )
-    if view.undefended is None:
+    if not view.undefended:
         found.append("The confirmation holds no undefended model (`none`), so there are no differences to it.")
-    elif any(not view.has_confirmed_pair(trial) for trial in view.shown if trial.number in view.confirmed):
+    elif len(view.undefended_rows) > 1:
         found.append(
-            "Confirmed trials differ outside of the defense as well, and `none` was trained under the conditions of "
-            "one of them: only trials with the same conditions are compared with it."
+            "Confirmed trials differ outside of the defense as well: each is compared with the `none` that was trained "
+            "under its own conditions, and differences to different ones say little about each other."
         )
     return found + [f"Confirmation: {text}" for text in confirmation.record.warnings]
 

@@ -219,13 +219,16 @@ def _undefended_marks(axis: Axes, across: Reading | None, up: Reading, view: Sea
     for point in points:
         axis.plot(*point, UNDEFENDED_LOOK.mark, color=color, markersize=8, mec=PAPER.light, mew=0.8, label="none",
                   zorder=4)  # fmt: skip
-    x, y = view.undefended_spread(across).mean, view.undefended_spread(up).mean
-    if x is None or y is None:
-        return
-    if len(points) == 1:
-        axis.plot(*zip(points[0], (x, y), strict=True), color=color, linewidth=0.9, zorder=3)
-    axis.plot(x, y, CONFIRMED_LOOK.mark, color=color, markersize=8, mec=PAPER.light, mew=0.8, zorder=4,
-              label="none, confirmed")  # fmt: skip
+    for row in view.undefended_rows:
+        x, y = across.confirmed_spread(row.cells).mean, up.confirmed_spread(row.cells).mean
+        if x is None or y is None:
+            continue
+        begins = view.baselines(across, up, like=row.conditions)
+        if len(begins) == 1:
+            begin = (begins[0][0], begins[0][1])
+            axis.plot(*zip(begin, (x, y), strict=True), color=color, linewidth=0.9, zorder=3)
+        axis.plot(x, y, CONFIRMED_LOOK.mark, color=color, markersize=8, mec=PAPER.light, mew=0.8, zorder=4,
+                  label="none, confirmed")  # fmt: skip
 
 
 def _floor_lines(axis: Axes, across: Reading | None, up: Reading, view: SearchView) -> None:

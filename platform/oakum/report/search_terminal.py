@@ -12,7 +12,7 @@ from rich.text import Text
 from oakum.report._console import FirstThatFits, difference_detail, empty_table, to_plain_text
 from oakum.report._numbers import number, printable, range_text
 from oakum.report._overview import BASELINE
-from oakum.report._search_view import Reading, SearchView, point_text, search_view
+from oakum.report._search_view import Reading, SearchView, UndefendedRow, point_text, search_view
 from oakum.report._search_words import (
     caveat,
     chance_to_lead,
@@ -44,7 +44,7 @@ class _Said:
 
 @dataclass(frozen=True)
 class _Column:
-    """What is said of every trial, and of `none`.
+    """What is said of every trial, and of every row of `none`.
 
     Attributes:
         heading: lines for a table.
@@ -55,7 +55,7 @@ class _Column:
     heading: str
     name: str
     of_trial: Callable[[TrialRecord], _Said]
-    of_undefended: _Said = _Said()
+    of_undefended: Callable[[UndefendedRow], _Said] = lambda row: _Said()
     is_spare: bool = False
 
 
@@ -103,13 +103,11 @@ def _columns(view: SearchView) -> list[_Column]:
 
 
 def _goal_columns(view: SearchView, goal: Reading) -> list[_Column]:
-    baselines = view.baselines(goal)
-    baseline = _Said((number(baselines[0][0], goal.unit),)) if len(baselines) == 1 else _Said()
     searched = _Column(
         heading=f"{goal.wants}\n{_stacked(goal.title)}\nsearch",
         name=f"{goal.title} ({goal.aim}), search",
         of_trial=lambda trial: _Said((_value(view.searched(goal, trial), goal),)),
-        of_undefended=baseline,
+        of_undefended=lambda row: _searched_baseline(view, goal, row),
     )
     minus = _Column(
         heading="minus\nnone" + ("\npoints" if goal.unit == "percent" else ""),
@@ -124,7 +122,7 @@ def _goal_columns(view: SearchView, goal: Reading) -> list[_Column]:
         heading=f"{other}confirmed",
         name=f"{goal.confirmed_title}, confirmed",
         of_trial=lambda trial: _confirmed(view, goal, trial),
-        of_undefended=_spread(view.undefended_spread(goal), goal),
+        of_undefended=lambda row: _spread(goal.confirmed_spread(row.cells), goal),
     )
     return [searched, confirmed, minus]
 
@@ -150,6 +148,11 @@ def _chance_column(view: SearchView) -> _Column:
     )
 
 
+def _searched_baseline(view: SearchView, goal: Reading, row: UndefendedRow) -> _Said:
+    baselines = view.baselines(goal, like=row.conditions)
+    return _Said((number(baselines[0][0], goal.unit),)) if len(baselines) == 1 else _Said()
+
+
 def _confirmed(view: SearchView, goal: Reading, trial: TrialRecord) -> _Said:
     return _spread(view.confirmed_spread(goal, trial), goal) if trial.number in view.confirmed else _Said()
 
@@ -173,8 +176,9 @@ def _trial_table(view: SearchView, columns: list[_Column]) -> Table:
     table = empty_table("trial")
     for column in columns:
         table.add_column(Text(column.heading, justify="right"), justify="right", no_wrap=True)
-    if view.has_undefended:
-        table.add_row(Text(f"{BASELINE}\nundefended"), *(_cell(column.of_undefended) for column in columns))
+    for row in view.undefended_rows:
+        remark = Text(f"{BASELINE}\n{printable(row.remark)}")
+        table.add_row(remark, *(_cell(column.of_undefended(row)) for column in columns))
     for trial in view.shown[:_MOST_ROWS]:
         label = Text(str(trial.number))
         label.append(f"\n{printable(point_text(view, trial))}", style="dim")
@@ -191,7 +195,11 @@ def _cell(said: _Said) -> Text:
 
 def _trial_list(view: SearchView, columns: list[_Column]) -> Text:
     lines = Text()
-    rows = [(BASELINE, [(column, column.of_undefended) for column in columns])] if view.has_undefended else []
+    rows = [
+        (BASELINE if row.conditions is None else f"{BASELINE}: {row.remark}",
+         [(column, column.of_undefended(row)) for column in columns])
+        for row in view.undefended_rows
+    ]  # fmt: skip
     rows += [
         (f"trial {trial.number}: {point_text(view, trial)}", [(column, column.of_trial(trial)) for column in columns])
         for trial in view.shown[:_MOST_ROWS]

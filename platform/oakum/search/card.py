@@ -16,7 +16,7 @@ import numpy as np
 
 from oakum.records import CellRecord
 from oakum.search.objectives import MissingMetricError, Objective, fronts, hypervolume, parse_floor, parse_objective
-from oakum.search.protocol import BASELINE, confirmed_key
+from oakum.search.protocol import confirmed_key
 from oakum.search.records import Confirmation, SearchHeader, SearchRecord, TrialRecord
 
 # Of the leakage card.
@@ -127,7 +127,7 @@ def leakage_card(record: SearchRecord, label: str) -> dict[str, Any]:
         "floors": {text: {"missed_by": found} for text, found in _missed(record, label).items()},
         "front_probability": front_probability(confirmation, label),
         "metrics": _by_metric(cells),
-        "none": _by_metric(settings.get(BASELINE, ())),
+        "none": _by_metric(confirmation.baseline_cells(label)),
         "chance": confirmation.record.chance,
         "data": {name: data.get(name) for name in ("name", "digest", "public", "license_note", "folds")},
         "code": confirmation.record.code,
@@ -141,7 +141,7 @@ def readme(header: SearchHeader, label: str, seed: int) -> str:
 
 
 def confirmed_cells(confirmation: Confirmation) -> dict[str, tuple[CellRecord, ...]]:
-    """Return the cells of every confirmed setting by label, in the order of the record; `none` is one of them."""
+    """Return the cells of every confirmed setting by label, in the record's order; undefended ones are among them."""
     cells = confirmation.record.cells
     labels = dict.fromkeys(cell.setting for cell in cells)
     return {label: tuple(cell for cell in cells if cell.setting == label) for label in labels}
@@ -194,8 +194,10 @@ def _by_seed(cells: Iterable[CellRecord], objective: Objective) -> dict[int, flo
 
 def _missed(record: SearchRecord, label: str) -> dict[str, dict[int, float | None]]:
     """Return floor -> seed -> by how much the confirmed setting misses it, or None where that is not known."""
-    settings = confirmed_cells(record.confirmation) if record.confirmation is not None else {}
-    none = {cell.seed: cell.metrics for cell in settings.get(BASELINE, ())}
+    if record.confirmation is None:
+        return {}
+    settings = confirmed_cells(record.confirmation)
+    none = {cell.seed: cell.metrics for cell in record.confirmation.baseline_cells(label)}
     floors = [parse_floor(confirmed_key(text)) for text in record.header.floors]
     return {
         floor.text: {

@@ -2,7 +2,8 @@
 
 A trial sees validation folds, seeds of its own, the first judge and half of the attacked classes. The confirmation has
 the test folds once, the experiment's own seeds, the second judge and all classes. `test` is sealed in both: its rows
-are the same under every seed, so that no pair of samples that scored a trial scores the confirmation.
+are the same under every seed, so that no pair of samples that scored a trial scores the confirmation. Where trials are
+scored by canaries, their fold is sealed too, and trials have one half of it, the confirmation the other.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ FIRST_SEARCH_SEED = 1000
 BASELINE = "none"
 TRIAL = "trial"
 SEALED = "test"
+CANARIES = "canary"
 # What a space or a rung may not change.
 PROTOCOL_PATHS = (
     *("name", "data", "folds", "settings", "seeds", "experiment_seed", "canaries", "evaluation"),
@@ -71,20 +73,31 @@ def trial_experiment(
     else:
         data.pop("evaluation", None)
         data.pop("priors", None)
-    if not any(key.startswith("canary/") for key in keys):
+    if any(key.startswith("canary/") for key in keys):
+        data = _with_half_of_the_canaries(data, "search")
+    else:
         data.pop("canaries", None)
     return {**data, "attacks": attacks, "settings": {BASELINE: "none"}, "seeds": list(seeds)}
 
 
 def confirmation_experiment(
-    experiment: Mapping[str, Any], name: str, settings: Mapping[str, Mapping[str, Any]]
+    experiment: Mapping[str, Any],
+    name: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    trial: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the experiment that confirms settings beside `none`: test folds, own seeds, the judges exchanged.
 
     All attacks of the experiment are run, also those that the search did not look at; what an attack's entry says about
     settings is dropped, since the settings are others.
+
+    Args:
+        trial: what trials ran; where these met canaries, the confirmation has the others. None: they met none.
     """
     data = _sealed(experiment)
+    if (trial or {}).get("canaries") is not None:
+        data = _with_half_of_the_canaries(data, "confirmation")
     attacks = dict(data.get("attacks") or {})
     attacks["inversion"] = [_without(entry, "settings") for entry in attacks.get("inversion") or ()]
     attacks["nonmembers"] = "test"
@@ -110,6 +123,11 @@ def check_keys_after(metrics: Iterable[str], objectives: Iterable[Objective], fl
             near = [other for other in known if other.startswith(prefix)] or known
             return f"no stage yields {key!r}; there is: {', '.join(near)}"
     return None
+
+
+def confirmed_name(search: str) -> str:
+    """Return the name of the experiment that confirms a search."""
+    return f"{search}-confirmed"
 
 
 def confirmed_key(key: str) -> str:
@@ -168,6 +186,16 @@ def _sealed(experiment: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("a search is confirmed on the fold `test`; let `folds.rules` take it")
     data["folds"] = {**folds, "sealed": sorted({*(folds.get("sealed") or ()), SEALED})}
     return data
+
+
+def _with_half_of_the_canaries(data: dict[str, Any], part: str) -> dict[str, Any]:
+    """Return the experiment with one half of the candidates, which are sealed; without canaries as it is."""
+    canaries = data.get("canaries")
+    if canaries is None:
+        return data
+    folds = data["folds"]
+    sealed = sorted({*folds["sealed"], canaries.get("fold", CANARIES)})
+    return {**data, "canaries": {**canaries, "part": part}, "folds": {**folds, "sealed": sealed}}
 
 
 def _taken(data: Mapping[str, Any]) -> set[str]:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from oakum.config import ConfigError
-from oakum.records import MetricValue, RunRecord, StageRef
+from oakum.records import CellRecord, MetricValue, RunRecord, StageRef
+from oakum.search.protocol import BASELINE
 from oakum.store import Store
 
 SCHEMA = 1
@@ -34,6 +35,8 @@ class SearchHeader:
         seeds: seed indices of every trial; those of repeats follow the last one.
         rungs: overrides (path -> value) of the cheaper forms that a trial passes first; () for none.
         notes: what a reader must know, such as a privacy cost that is not accounted.
+        population: members of a generation in population-based training; 0: every trial is trained from its beginning.
+        generations: number of epochs after which each generation is measured; the last one is the recipe's.
     """
 
     name: str
@@ -47,7 +50,17 @@ class SearchHeader:
     seeds: tuple[int, ...]
     rungs: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    population: int = 0
+    generations: tuple[int, ...] = ()
     schema: int = SCHEMA
+
+    def generation_of(self, number: int) -> int:
+        """Return the generation of a trial, from 0; 0 where there is no population."""
+        return number // self.population if self.population else 0
+
+    def is_trained_to_the_end(self, number: int) -> bool:
+        """Whether a trial trains all epochs: any, or in a population those of the last generation."""
+        return not self.population or self.generation_of(number) == len(self.generations) - 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,8 +74,8 @@ class SearchHeader:
         """
         if data.get("schema") != SCHEMA:
             raise ConfigError(f"search schema {data.get('schema')!r} cannot be read by this oakum (schema {SCHEMA})")
-        sequences = ("objectives", "floors", "seeds", "rungs", "notes")
-        return cls(**{**data, **{name: tuple(data[name]) for name in sequences}})
+        sequences = ("objectives", "floors", "seeds", "rungs", "notes", "generations")
+        return cls(**{**data, **{name: tuple(data.get(name, ())) for name in sequences}})
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,10 @@ class TrialRecord:
 
     Attributes:
         number: from 0, in the order of asking.
-        point: path -> value.
+        point: path -> value; in a population those of its own generation.
         origin: `grid` for points of the paper's sweep, else the sampler's name.
-        state: `stopped` at a lower rung; `failed` has an `error`; `running` was asked for and has no result yet.
+        state: `stopped` at a lower rung, or at the end of a generation that is not the last; `failed` has an `error`;
+            `running` was asked for and has no result yet.
         rung: the last rung that was measured; the search's last one for a complete trial.
         metrics: seed -> metric key -> value, measured at `rung`. Seeds beyond the header's are repeats.
         baseline: the same of `none` under the same seeds.
@@ -85,6 +99,7 @@ class TrialRecord:
         stage_seconds: seconds of the stages that ran for it, summed over the longest chain that it waited for.
         package: digest of the code that measured it.
         memory: what the sampler noted of it.
+        parent: number of the trial of the generation before that it goes on from; None for a first one.
     """
 
     number: int
@@ -103,6 +118,7 @@ class TrialRecord:
     stage_seconds: float = 0.0
     package: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
+    parent: int | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -138,12 +154,24 @@ class Confirmation:
         settings: label in that experiment -> number of the trial.
         membership: number of the trial -> probability of being on the front, by a bootstrap over its seeds.
         record: the confirmation's numbers.
+        baselines: label of a setting -> label of the undefended model under its conditions, where that is not `none`:
+            settings that change more than the defense have a `none` of their own.
     """
 
     plan_key: str
     settings: dict[str, int]
     membership: dict[int, float]
     record: RunRecord
+    baselines: dict[str, str] = field(default_factory=dict)
+
+    def baseline_of(self, label: str) -> str:
+        """Return the label of the undefended model that a setting is compared with; its own for an undefended one."""
+        return label if label in self.baselines.values() else self.baselines.get(label, BASELINE)
+
+    def baseline_cells(self, label: str) -> tuple[CellRecord, ...]:
+        """Return the cells of the undefended model that a setting is compared with."""
+        wanted = self.baseline_of(label)
+        return tuple(cell for cell in self.record.cells if cell.setting == wanted)
 
 
 @dataclass(frozen=True)
@@ -239,6 +267,7 @@ class SearchLog:
             settings=found["settings"],
             membership={int(number): share for number, share in found["membership"].items()},
             record=RunRecord.from_json(found["record"]),
+            baselines=found.get("baselines", {}),
         )
 
     def record(self) -> SearchRecord:
@@ -256,7 +285,10 @@ def _name_document(name: str) -> str:
 
 
 def _difference(held: SearchHeader, asked: SearchHeader) -> str:
-    fields: Iterable[str] = ("objectives", "floors", "seeds", "rungs", "defense", "space", "experiment")
+    fields: Iterable[str] = (
+        *("objectives", "floors", "seeds", "rungs", "defense", "space", "experiment"),
+        *("population", "generations"),
+    )
     differing = [name for name in fields if getattr(held, name) != getattr(asked, name)]
     return f"other {' and other '.join(differing)}" if differing else "another schema"
 

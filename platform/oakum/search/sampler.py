@@ -14,11 +14,12 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import Trial, TrialState
 
 from oakum.search.objectives import Objective
+from oakum.search.population import POPULATION
 from oakum.search.records import TrialRecord
 from oakum.search.space import Choice, Parameter, SearchSpace
 from oakum.seeding import derive_seed
 
-SAMPLERS = ("tpe", "nsga2", "random", "grid")
+SAMPLERS = ("tpe", "nsga2", "random", "grid", POPULATION)
 GRID = "grid"
 _STARTUP_TRIALS = 10
 _POPULATION = 12
@@ -28,7 +29,8 @@ class Sampler:
     """Proposes points and learns from their results.
 
     Args:
-        name: one of `SAMPLERS`; `grid` proposes the space's grid and then ends.
+        name: one of `SAMPLERS` but the population, which is a class of its own; `grid` proposes the space's grid and
+            then ends.
         seed: of the proposals.
         grid_first: propose the space's grid before anything is sampled.
     """

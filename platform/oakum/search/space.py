@@ -69,11 +69,29 @@ class Range(_Conditional):
         if self.sampler == "loguniform":
             low, high = math.log(self.low), math.log(self.high)
             return min(self.high, max(self.low, math.exp(low + share * (high - low))))
-        step = 1.0 if self.sampler == "integer" and self.step is None else self.step
+        step = self._whole_step
         if step is None:
             return self.low + share * (self.high - self.low)
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        return self.number(self.low + step * min(count - 1, math.floor(share * count)))
+        return self.number(self.low + step * min(self._most_steps, math.floor(share * (self._most_steps + 1))))
+
+    def scaled(self, value: float, factor: float) -> float | int:
+        """Return a value times a factor, inside the bounds; where only whole steps are allowed, at least one away."""
+        wanted, step = value * factor, self._whole_step
+        if step is None:
+            return min(self.high, max(self.low, wanted))
+        here, there = (round((each - self.low) / step) for each in (value, wanted))
+        if here == there and wanted != value:
+            there += 1 if wanted > value else -1
+        return self.number(self.low + step * min(self._most_steps, max(0, there)))
+
+    @property
+    def _whole_step(self) -> float | None:
+        return 1.0 if self.sampler == "integer" and self.step is None else self.step
+
+    @property
+    def _most_steps(self) -> int:
+        assert self._whole_step is not None
+        return math.floor((self.high - self.low) / self._whole_step + 1e-9)
 
 
 class Choice(_Conditional):
@@ -102,7 +120,7 @@ class SearchSpace:
 
     Attributes:
         defense: name of the searched defense.
-        parameters: path -> sampler, those without a condition first.
+        parameters: path -> sampler; what a condition asks about stands before what it conditions.
         fixed: path -> value, equal in all points.
         grid: points of a paper's sweep; fixed values are not repeated in them.
     """
@@ -139,8 +157,8 @@ def load_space(file: Path) -> SearchSpace:
     """Read and check a space. Its defense is what `defense:` names, else the file's stem.
 
     Raises:
-        ConfigError: bad YAML, an unknown defense or setting, a bound outside of the setting's schema, or a condition on
-            a path that is not in the space; the message names the path.
+        ConfigError: bad YAML, an unknown defense or setting, a bound outside of the setting's schema, a condition on a
+            path that is not in the space, or conditions in a circle; the message names the path.
     """
     data = read_yaml(file)
     where = file.name
@@ -156,12 +174,7 @@ def load_space(file: Path) -> SearchSpace:
     parameters = {path: _parameter(path, entry, where) for path, entry in data.items()}
     if not parameters and not grid:
         raise ConfigError(f"{where}: the space is empty; write paths with samplers, or a grid")
-    ordered = dict(sorted(parameters.items(), key=lambda item: bool(item[1].when)))
-    for path, parameter in ordered.items():
-        unknown = [other for other in parameter.when if other not in {**parameters, **fixed}]
-        if unknown:
-            raise ConfigError(f"{where}: {path}.when: {unknown[0]!r} is not in this space")
-    space = SearchSpace(name, ordered, fixed, tuple(grid))
+    space = SearchSpace(name, _ordered(parameters, fixed, where), fixed, tuple(grid))
     _check_defense(space, where)
     return space
 
@@ -173,6 +186,46 @@ def _parameter(path: str, entry: Any, where: str) -> Parameter:
     return validate(_MODELS[entry["sampler"]], entry, f"{where}: {path}")
 
 
+def _ordered(parameters: dict[str, Parameter], fixed: Point, where: str) -> dict[str, Parameter]:
+    """Return the parameters in the file's order, but every one behind those that its conditions ask about."""
+    for path, parameter in parameters.items():
+        unknown = [other for other in parameter.when if other not in {**parameters, **fixed}]
+        if unknown:
+            raise ConfigError(
+                f"{where}: {path}.when: {unknown[0]!r} is not in this space; give it a sampler, or a value under "
+                "`fixed`, or remove the condition"
+            )
+    ordered: dict[str, Parameter] = {}
+    left = dict(parameters)
+    while left:
+        free = {path: each for path, each in left.items() if not left.keys() & each.when.keys()}
+        if not free:
+            circle = " -> ".join(_circle(left))
+            raise ConfigError(
+                f"{where}: conditions in a circle ({circle}): none of them can be drawn first; remove one `when`"
+            )
+        ordered |= free
+        left = {path: each for path, each in left.items() if path not in free}
+    return ordered
+
+
+def _circle(waiting: dict[str, Parameter]) -> list[str]:
+    """Return paths of which each waits for the next, the first one again at the end; every path waits for another."""
+    followed = [next(iter(waiting))]
+    while followed.count(followed[-1]) == 1:
+        followed.append(next(path for path in waiting[followed[-1]].when if path in waiting))
+    return followed[followed.index(followed[-1]) :]
+
+
+def _conditions(space: SearchSpace, path: str) -> Point:
+    """Return all that must hold for a parameter to exist, the conditions of its conditions included."""
+    own = space.parameters[path].when if path in space.parameters else {}
+    found: Point = {}
+    for other in own:
+        found |= _conditions(space, other)
+    return found | own
+
+
 def _check_defense(space: SearchSpace, where: str) -> None:
     """Hold every grid point, and both ends of every parameter beside the others' first values, against the schema."""
     config = registry.load("defenses", space.defense).Config
@@ -180,10 +233,11 @@ def _check_defense(space: SearchSpace, where: str) -> None:
         _check_point(space, config, point, f"{where}: grid.{place}")
     first = next(space.grid_points(), None)
     for path, parameter in space.parameters.items():
+        wanted = _conditions(space, path)
+        point = space.draw(lambda other, each, wanted=wanted: wanted.get(other, each.extremes()[0]))  # type: ignore[misc]
         for value in parameter.extremes():
-            point = space.draw(lambda other, each: each.extremes()[0])
             # A grid's first point fills what has neither a sampler nor a default.
-            point = {**(first or {}), **point, **parameter.when, path: value}
+            point = {**(first or {}), **point, **wanted, path: value}
             _check_point(space, config, point, f"{where}: {path}: {value!r} is outside of the schema")
 
 
