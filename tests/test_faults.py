@@ -22,15 +22,19 @@ import psutil
 import pytest
 import yaml
 
-from oakum import _store_files, faults, tracking_runs
+from oakum import _store_files, faults, tracking, tracking_runs
 from oakum._store_files import LocalFiles
 from oakum.datasets.base import prepare
 from oakum.models.base import InputShape
 from oakum.models.mlp import MLP
+from oakum.pipeline import runner
 from oakum.pipeline.executor import MAX_RETRIES
-from oakum.session import Home, RunOptions, make_plan, run
+from oakum.session import RunOptions, make_plan, run
+from oakum.session_home import Home
 from oakum.store import Store
+from oakum.tracking_destination import Destination, UnreachableError
 from oakum.tracking_outbox import is_dead, this_driver
+from oakum.training import loop
 from oakum.training.checkpoint import save_parts
 
 pytestmark = pytest.mark.faults
@@ -268,6 +272,57 @@ def test_a_tracking_server_that_is_away_delays_nothing_but_the_tracking(
     own_environment.delenv("MLFLOW_TRACKING_URI")
     delivered = oakum("sync", home=home)
     assert (delivered.code, delivered.out) == (0, "delivered 5, waiting 0\n")
+    require_same(home)
+
+
+@pytest.mark.faults(row="a tracking server away for a while")
+def test_a_tracking_server_that_returns_before_the_end_gets_all_without_another_command(
+    home: Home,
+    command: list[object],
+    oakum: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    require_same: Callable[[Home], None],
+) -> None:
+    """It goes between two epochs, once the run is open; the last stage waits until it is there again."""
+    away, seen, visits = threading.Event(), threading.Event(), Counter[str]()
+    probe = Destination.probe
+
+    def answer(*_: object) -> None:
+        if away.is_set():
+            seen.set()
+            raise ConnectionResetError("the server went away")
+
+    def answer_probe(destination: Destination) -> None:
+        if away.is_set():
+            raise UnreachableError("the server is away")
+        probe(destination)
+
+    def wait_for_an_empty_outbox() -> None:
+        deadline = time.monotonic() + 60
+        while Store.open(home.store_uri).list_documents("outbox"):
+            assert time.monotonic() < deadline, "nobody tried again"
+            time.sleep(0.05)
+
+    def visit(point: str) -> None:
+        visits[point] += 1
+        if point == "train.between_epochs" and visits[point] == 1:
+            wait_for_an_empty_outbox()
+            away.set()
+        if point == "stage.before_publish" and visits[point] == 3:
+            assert seen.wait(60), "nothing was delivered while the server was away"
+            assert Store.open(home.store_uri).list_documents("outbox")
+            away.clear()
+            wait_for_an_empty_outbox()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_RETRY_SECONDS", 0.2)
+        patch.setattr(tracking_runs, "fault_point", answer)
+        patch.setattr(Destination, "probe", answer_probe)
+        for module in (loop, runner):
+            patch.setattr(module, "fault_point", visit)
+        told = oakum(*command, home=home)
+    assert told.code == 0 and "MLflow tracking" not in told.err and visits["stage.before_publish"] == 3
+    assert Store.open(home.store_uri).list_documents("outbox") == []
     require_same(home)
 
 

@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from oakum.session import Home, RunResult
+from oakum.records import CellRecord
+from oakum.session import RunResult
+from oakum.session_home import Home
 from oakum.store import Store
 
 pytestmark = pytest.mark.ray
 
 EPOCHS = 40
+# The first is that of both runs; all of them say how much numbers vary by chance.
+SEEDS = [0, 1, 2]
 # One process and two sum the same float32 numbers in another order.
 TOLERANCE = 1e-4
 
@@ -35,7 +39,7 @@ def test_two_workers_train_the_model_of_one_and_resume_after_a_loss(
     short["recipe"].update(epochs=EPOCHS, optimizer="sgd", learning_rate=0.01)
     short["model"] = {"name": "strided_cnn", "width": 4, "hidden": 16, "dropout": 0.0}
     alone, together = make_home("alone"), make_home("together")
-    expected = run_serially(write(short), alone)
+    expected = run_serially(write({**short, "seeds": SEEDS}), alone)
     short["execution"] = {"workers": 2}
     killer = kill_worker("ray::RayTrainWorker", together)
     result = run_on_ray(write(short), together, checkpoint_seconds=0.2)
@@ -54,13 +58,21 @@ def test_two_workers_train_the_model_of_one_and_resume_after_a_loss(
     assert one.model.keys() == two.model.keys()
     for name, value in one.model.items():
         assert torch.allclose(value, two.model[name], rtol=TOLERANCE, atol=TOLERANCE), name
-    metrics = [cell.metrics for each in (expected, result) for cell in each.record.cells]
+    (found,) = result.record.cells
     for name in ("utility/test_accuracy", "membership/loss/auc"):
-        assert metrics[0][name].value == pytest.approx(metrics[1][name].value, abs=0.02)
+        first, *others = [value_of(cell, name) for cell in expected.record.cells]
+        spread = max(first, *others) - min(first, *others)
+        assert abs(value_of(found, name) - first) < spread < 0.2, name
+
+
+def value_of(cell: CellRecord, name: str) -> float:
+    value = cell.metrics[name].value
+    assert value is not None
+    return value
 
 
 class Trained:
-    """What the store holds of the run's only training."""
+    """What the store holds of the training of a run's first cell."""
 
     def __init__(self, home: Home, result: RunResult) -> None:
         store = Store.open(home.store_uri)

@@ -1,24 +1,30 @@
-"""`ray job submit` as docs/jobs.md has it: the uploaded code runs, on one node and on two, and when a node is lost."""
+"""`ray job submit` as docs/jobs.md has it: the uploaded code runs, on one node, on two, and when nodes come or go."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from oakum import session
 from oakum.pipeline import fingerprint
 from oakum.records import RunRecord
 from oakum.search.records import SearchLog, search_names
-from oakum.session import Home
-from oakum.session_search import SearchOptions, search
+from oakum.session import RunOptions
+from oakum.session_home import Home
+from oakum.session_search import search
+from oakum.session_search_request import SearchOptions
 from oakum.store import Store
 
 pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_job_runs_the_uploaded_code_on_one_node_and_on_two(
@@ -90,6 +96,58 @@ def test_a_search_as_a_job_outlives_a_node(
         (each.number, each.point, each.state, each.values) for each in expected.trials
     ]
     assert [found[each.number] for each in kept] == kept
+    assert store.verify() == []
+
+
+class DemandSeenError(Exception):
+    """Ends a run that waits for GPUs which never come."""
+
+
+def test_gpu_nodes_that_are_away_while_idle_are_asked_for(
+    own_ray: None,
+    own_environment: pytest.MonkeyPatch,
+    home: Home,
+    short: dict[str, Any],
+    write: Callable[[dict[str, Any]], Path],
+) -> None:
+    """Twelve trainings with a GPU each on a Ray without: its autoscaler would start all that cluster.yaml allows."""
+    import ray
+    from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
+    from ray.autoscaler._private.util import prepare_config
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    from oakum.distributed.on_ray import OnRay
+
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    most, types = config["max_workers"], config["available_node_types"]
+    asked: list[dict[str, float]] = []
+
+    def wait_for_demand(references: list[Any], **_: Any) -> None:
+        """Read what Ray's autoscaler reads, until all that was submitted is there."""
+        assert len(references) == 2 * most
+        deadline = time.monotonic() + 60
+        while len(asked) < len(references) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            pending = get_cluster_resource_state(ray._private.worker.global_worker.gcs_client).pending_resource_requests
+            asked[:] = [dict(each.request.resources_bundle) for each in pending for _ in range(each.count)]
+        for reference in references:
+            ray.cancel(reference)
+        raise DemandSeenError
+
+    class Kept(OnRay):
+        def close(self) -> None:
+            pass
+
+    own_environment.setattr(session, "_start_executor", lambda options: Kept(max_cpus=34, max_gpus=most))
+    own_environment.setattr(ray, "wait", wait_for_demand)
+    short |= {"execution": {"gpus": 1}, "seeds": list(range(12))}
+    with pytest.raises(DemandSeenError):
+        session.run(RunOptions(write(short), track=False, quiet=True), home)
+    assert asked == [{"CPU": 1.0, "GPU": 1.0}] * (2 * most)
+    started, waiting = get_nodes_for(
+        types, {"head": 1}, "head", most, asked, partial(_default_utilization_scorer, node_availability_summary=None)
+    )
+    assert started == {"gpu": most} and len(waiting) == most
 
 
 def trials_of(store: Store) -> Any:

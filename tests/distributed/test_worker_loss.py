@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +19,16 @@ import yaml
 
 from oakum import faults, session
 from oakum.records import RunRecord
-from oakum.session import Home, RunOptions, RunResult
+from oakum.session import RunOptions, RunResult
+from oakum.session_home import Home
 from oakum.store import Manifest, Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 SECONDS_TO_DIE = 10.0
+# Four minutes of two quiet cores; a busy machine has fewer.
+SECONDS_OF_QUICKSTART = 1800.0
+KINDS = ("train", "prior", "answers", "membership", "inversion", "judge")
 Numbers = Callable[[RunRecord], dict[tuple[str, ...], Any]]
 
 
@@ -199,6 +204,7 @@ def test_a_stage_that_runs_out_of_memory_starts_again(
     assert len(store.entries()) == 3 and store.verify() == []
     store.gc(dry_run=False, min_age_seconds=0.0)
     assert len(store.entries()) == 3 and store.verify() == []
+    assert ends(lambda: not stages_at_work())
 
 
 @pytest.mark.slow
@@ -239,6 +245,118 @@ def test_a_run_as_a_job_outlives_a_node(
         assert [row["epoch"] for row in rows] == list(range(300))
     labels = ("ray::train ", "ray::answers ", "ray::loss ")
     assert ends(lambda: not running("jobs/run.py") and not any(running(label) for label in labels))
+
+
+@pytest.mark.slow
+@pytest.mark.faults(row="a node lost and another added")
+def test_the_quickstart_as_a_job_outlives_a_node(
+    cluster: Any,
+    checkout: Path,
+    make_home: Callable[[str], Home],
+    on_kept_ray: None,
+    record_of: Callable[[Home, str], RunRecord],
+    numbers: Numbers,
+    model_bytes: Callable[[Home, RunRecord], Any],
+    tracked: Callable[[Home], Any],
+    tmp_path: Path,
+) -> None:
+    """The README's experiment, whole and tracked: its first run is undisturbed, its second loses one node of two."""
+    file, home, undisturbed = "jobs/experiments/quickstart.yaml", make_home("lost-node"), make_home("undisturbed")
+    expected = session.run(RunOptions(checkout / file, quiet=True), undisturbed)
+    assert not expected.failures and not expected.skipped
+    cluster.have_nodes(2)
+    home_for_job = [f"OAKUM_HOME={home.folder}", "MLFLOW_TRACKING_URI=", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false"]
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml", "--"]
+    log, store = tmp_path / "job.log", Store.open(home.store_uri)
+    with log.open("w") as out:
+        command = [*submit, "env", *home_for_job, "python", "jobs/run.py", file]
+        job = subprocess.Popen(command, cwd=checkout, env=cluster.environment, stdout=out, stderr=out)
+
+    def wait_for(is_there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS_OF_QUICKSTART
+        while not is_there():
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+
+    # Long stages go first: with a seventh of them stored, half of the work is done.
+    wait_for(lambda: stored(store) >= expected.ran // 7 and len(stages_at_work()) == 2)
+    cluster.lose_node()
+    when_lost = stored(store)
+    wait_for(lambda: stored(store) > when_lost)
+    cluster.have_nodes(2)
+    wait_for(lambda: len(stages_at_work()) == 2)
+    when_added = stored(store)
+    assert job.wait(SECONDS_OF_QUICKSTART) == 0, log.read_text()
+    again = re.findall(r"^again: .*$", log.read_text(), re.MULTILINE)
+    assert len(again) == 1 and expected.ran // 7 <= when_lost < when_added < expected.ran
+    found = record_of(home, "quickstart")
+    assert numbers(found) == numbers(expected.record)
+    assert model_bytes(home, found) == model_bytes(undisturbed, expected.record)
+    points = tracked(home)
+    assert points == tracked(undisturbed) and len(points) > len(found.cells)
+    for (level, _), series in points.items():
+        assert len({(name, step) for name, _, step in series}) == len(series), level
+    assert stored(store) == len(store.entries()) == expected.ran and store.verify() == []
+    assert ends(lambda: not running("jobs/run.py") and not stages_at_work())
+
+
+@pytest.mark.slow
+@pytest.mark.faults(row="SIGTERM and Ctrl-C")
+def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
+    cluster: Any,
+    checkout: Path,
+    make_home: Callable[[str], Home],
+    run_serially: Callable[[Path, Home], RunResult],
+    record_of: Callable[[Home, str], RunRecord],
+    short: dict[str, Any],
+    numbers: Numbers,
+    tmp_path: Path,
+) -> None:
+    """With the commands of docs/jobs.md; what the job does can be read while it runs."""
+    home, undisturbed = make_home("stopped"), make_home("undisturbed")
+    short["recipe"]["epochs"] = 300
+    file, log, store = Path("jobs/experiments/short.yaml"), tmp_path / "job.log", Store.open(home.store_uri)
+    (checkout / file).write_text(yaml.safe_dump(short, sort_keys=False))
+
+    def ray(*arguments: object, out: Path = tmp_path / "ray.log") -> subprocess.Popen[bytes]:
+        command = ["ray", "job", *map(str, arguments)]
+        with out.open("wb") as file:
+            return subprocess.Popen(command, cwd=checkout, env=cluster.environment, stdout=file, stderr=file)
+
+    def submit(name: str, *options: str) -> subprocess.Popen[bytes]:
+        place = ["--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml", "--submission-id", name]
+        run = ["env", f"OAKUM_HOME={home.folder}", "python", "jobs/run.py", file, "--no-tracking"]
+        return ray("submit", *place, *options, "--", *run, "--checkpoint-seconds", "0.2")
+
+    cluster.have_nodes(1)
+    assert submit("short-1", "--no-wait").wait(60) == 0
+    following = ray("logs", "-f", "short-1", out=log)
+    deadline = time.monotonic() + 180
+    while not (checkpointed(home) and "3 stages: 0 stored, 3 to run" in log.read_text()):
+        assert following.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    assert "train none/0 clean" in log.read_text() and not store.entries()
+    assert ray("stop", "short-1").wait(60) == 0
+    stopped_at = time.time()
+    assert ends(lambda: not running("jobs/run.py") and not stages_at_work())
+    assert following.wait(60) is not None and checkpointed(home) and not store.entries()
+    assert submit("short-2").wait(300) == 0, (tmp_path / "ray.log").read_text()
+    assert numbers(record_of(home, "short")) == numbers(run_serially(checkout / file, undisturbed).record)
+    assert len(store.entries()) == 3 and store.verify() == []
+    (key,) = store.published("train")
+    rows = json.loads(store.read(entry(store, "train", key), "history.json"))["epochs"]
+    assert [row["epoch"] for row in rows] == list(range(300))
+    assert rows[0]["finished"] < stopped_at < rows[-1]["finished"]
+
+
+def stages_at_work() -> list[str]:
+    """Return the labels of running stages: they alone among the titles of Ray's processes have several words."""
+    return [title for title in map(str.strip, running("ray::")) if title.startswith("ray::") and " " in title]
+
+
+def stored(store: Store) -> int:
+    """Return how many stages are in the store."""
+    return sum(len(store.published(kind)) for kind in KINDS)
 
 
 def checkpointed(home: Home) -> set[str]:
