@@ -28,7 +28,7 @@ def own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_is_a_script_for_each_kind_of_job() -> None:
-    assert {"run", "audit", "report"} <= {script.stem for script in SCRIPTS}
+    assert {"run", "search", "audit", "report"} <= {script.stem for script in SCRIPTS}
 
 
 @each_script

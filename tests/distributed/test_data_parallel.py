@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load
 
 from oakum.records import CellRecord
@@ -24,6 +26,8 @@ EPOCHS = 40
 SEEDS = [0, 1, 2]
 # One process and two sum the same float32 numbers in another order.
 TOLERANCE = 1e-4
+# After ten times as many epochs.
+LONG_TOLERANCE = 1e-3
 
 
 def test_two_workers_train_the_model_of_one_and_resume_after_a_loss(
@@ -69,6 +73,65 @@ def value_of(cell: CellRecord, name: str) -> float:
     value = cell.metrics[name].value
     assert value is not None
     return value
+
+
+def test_a_rank_that_cannot_reach_its_peers_does_not_hide_what_ended_one_of_them() -> None:
+    from ray.train import WorkerGroupError
+
+    from oakum.distributed.data_parallel import LostGangError, _cause
+
+    unreachable = RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:60821")
+    own = RuntimeError("the training loss is not finite in epoch 3")
+    assert isinstance(_cause(WorkerGroupError("", {0: unreachable})), LostGangError)
+    assert _cause(WorkerGroupError("", {0: unreachable, 1: own})) is own
+    assert _cause(WorkerGroupError("", {0: own})) is own
+
+
+@pytest.mark.slow
+@pytest.mark.faults(row="a node lost and another added")
+@pytest.mark.parametrize("fewest", [1, 2])
+def test_a_gang_whose_node_is_lost_goes_on_with_fewer_or_waits_for_another(
+    fewest: int,
+    cluster: Any,
+    checkout: Path,
+    run_serially: Callable[[Path, Home], RunResult],
+    short: dict[str, Any],
+    make_home: Callable[[str], Home],
+) -> None:
+    """Nodes have room for one worker each."""
+    short["recipe"].update(epochs=400, optimizer="sgd", learning_rate=0.01)
+    short["model"] = {"name": "strided_cnn", "width": 4, "hidden": 16, "dropout": 0.0}
+    alone, together = make_home("alone"), make_home("together")
+    file = checkout / "jobs" / "experiments" / "short.yaml"
+    short["execution"] = {"workers": 2, "min_workers": fewest}
+    file.write_text(yaml.safe_dump(short, sort_keys=False))
+    cluster.have_nodes(2)
+    job = cluster.start_job(checkout, together, "run.py", "jobs/experiments/short.yaml", "--checkpoint-seconds", "0.2")
+    store = Store.open(together.store_uri)
+    deadline = time.monotonic() + 300
+    while not list((Path(together.store_uri) / "work").glob("*/*/*/state.json")):
+        assert job.poll() is None and time.monotonic() < deadline, job.printed()
+        time.sleep(0.05)
+    assert store.published("train") == set(), "the training was over before the node could be lost"
+    cluster.lose_node()
+    lost_at = time.time()
+    if fewest == 2:
+        cluster.have_nodes(2)
+    assert job.wait(600) == 0, job.printed()
+    assert job.printed().count("again: train none/0 clean (LostGangError") >= 1
+    (key,) = store.published("train")
+    manifest = store.manifest("train", key)
+    assert manifest is not None and manifest.provenance["workers"] == fewest
+    rows = json.loads(store.read(manifest, "history.json"))["epochs"]
+    assert [row["epoch"] for row in rows] == list(range(400))
+    assert rows[0]["finished"] < lost_at < rows[-1]["finished"]
+    short["execution"] = {"workers": 1}
+    file.write_text(yaml.safe_dump(short, sort_keys=False))
+    expected = Trained(alone, run_serially(file, alone))
+    found = load(store.read(manifest, "model.safetensors"))
+    for name, value in expected.model.items():
+        assert torch.allclose(value, found[name], rtol=LONG_TOLERANCE, atol=LONG_TOLERANCE), name
+    assert store.verify() == []
 
 
 class Trained:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # How often Ray Train waits for the whole group to be placed, a minute each time: new nodes take some minutes to come.
 _START_ATTEMPTS = 10
 _PREEMPTIONS = 2
+# How often a gang with fewer workers than it asked for looks for room; growing costs the epochs since the checkpoint.
+_RESIZE_SECONDS = 60.0
 
 
 class LostGangError(RuntimeError):
@@ -62,10 +64,16 @@ def run_gang(task: StageTask, settings: WorkerSettings) -> Outcome:
 def _scaling(resources: Resources) -> ScalingConfig:
     from ray.train import ScalingConfig
 
+    is_fixed = resources.least_workers == resources.workers
     per_worker = {"CPU": float(resources.cpus)}
     if resources.gpus > 0:
         per_worker["GPU"] = resources.gpus
-    return ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=per_worker)
+    return ScalingConfig(
+        num_workers=resources.workers if is_fixed else (resources.least_workers, resources.workers),
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=per_worker,
+        elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+    )
 
 
 def _run_config(name: str, folder: str) -> RunConfig:
@@ -78,15 +86,27 @@ def _run_config(name: str, folder: str) -> RunConfig:
 
 
 def _cause(error: WorkerGroupError) -> BaseException:
-    """Return what ended the group: a lost worker, if there is one, since its peers then fail in their collectives."""
+    """Return what ended the group: a method's own exception, or else that a worker was lost."""
     from ray.train.v2._internal.exceptions import RayTrainError
 
     failures = [error.worker_failures[rank] for rank in sorted(error.worker_failures)]
     lost = [failure for failure in failures if isinstance(failure, RayTrainError)]
-    if lost or not failures:
-        return LostGangError(f"a worker was lost: {lost[0] if lost else error}")
-    cause: BaseException = failures[0]
+    own = [failure for failure in failures if not _is_of_a_collective(failure)]
+    if lost or not own:
+        return LostGangError(f"a worker was lost: {(lost or failures or [error])[0]}")
+    cause: BaseException = own[0]
     return cause
+
+
+def _is_of_a_collective(failure: BaseException) -> bool:
+    """Tell whether a rank failed because it could not reach a peer.
+
+    With a node that is lost, this is all there is: Ray finds out seconds after the peers. Where a method's own
+    exception ended a rank, its peers wait, and are ended before they fail.
+    """
+    import torch.distributed as dist
+
+    return isinstance(failure, dist.DistError) or (isinstance(failure, RuntimeError) and "/gloo/" in str(failure))
 
 
 def _train_worker(config: dict[str, object]) -> None:

@@ -51,7 +51,7 @@ def admit(ready: Iterable[Stage], submitted: Iterable[Stage], found: ClusterCapa
     admitted: list[Stage] = []
     for stage in ready:
         is_gang = stage.resources.workers > 1
-        cpus, gpus = total(stage.resources)
+        cpus, gpus = _total_at_best(stage.resources, found)
         factor = 1 if is_gang or has_gang else LOOKAHEAD
         fits = used_cpus + cpus <= factor * found.cpus and used_gpus + gpus <= factor * found.gpus
         if is_empty or fits:
@@ -77,16 +77,16 @@ def find_misfit(resources: Resources, found: ClusterCapacity) -> str | None:
             f"asks for {resources.gpus:g} GPUs, but the largest node has {found.largest_node_gpus:g}; lower "
             "execution.gpus"
         )
-    cpus, gpus = total(resources)
-    if cpus > found.cpus or gpus > found.gpus:
+    fewest = resources.least_workers
+    if resources.cpus * fewest > found.cpus or resources.gpus * fewest > found.gpus:
         return (
-            f"asks for {resources.workers} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, but "
+            f"asks for {fewest} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, but "
             f"the cluster has {found.cpus:g} CPUs and {found.gpus:g} GPUs; lower execution.workers"
         )
     places = sum(_count_places(resources, *size) for size in found.sizes)
-    if found.sizes and places < resources.workers:
+    if found.sizes and places < fewest:
         return (
-            f"asks for {resources.workers} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, which "
+            f"asks for {fewest} workers with {resources.cpus} CPUs and {resources.gpus:g} GPUs each, which "
             f"the cluster has in all, but its nodes have room for {places} of them; lower execution.workers or "
             "execution.threads"
         )
@@ -101,6 +101,15 @@ def _count_places(resources: Resources, cpus: float, gpus: float) -> int:
         return by_cpus
     by_gpus = int(gpus) * (_GPU_UNITS // wanted) if wanted < _GPU_UNITS else int(gpus * _GPU_UNITS) // wanted
     return min(by_cpus, by_gpus)
+
+
+def _total_at_best(resources: Resources, found: ClusterCapacity) -> tuple[float, float]:
+    """Return the CPUs and GPUs of as many workers as an empty cluster has room for; of the fewest if that is less."""
+    room = found.cpus // resources.cpus
+    if resources.gpus > 0:
+        room = min(room, found.gpus // resources.gpus)
+    workers = min(resources.workers, max(resources.least_workers, int(room)))
+    return float(resources.cpus * workers), resources.gpus * workers
 
 
 def total(resources: Resources) -> tuple[float, float]:

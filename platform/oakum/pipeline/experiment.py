@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from oakum import registry
 from oakum.config import ConfigError, FrozenConfig, validate
@@ -29,7 +29,16 @@ class ExecutionConfig(FrozenConfig):
 
     threads: int = Field(default=1, ge=1, description="CPU threads of every stage")
     workers: int = Field(default=1, ge=1, description="processes that train one model together, under Ray Train")
+    min_workers: int | None = Field(
+        default=None, ge=1, description="with how few of `workers` a training may go on (default: with all of them)"
+    )
     gpus: float = Field(default=0.0, ge=0, description="GPUs of every training and inversion stage")
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> ExecutionConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, but workers only {self.workers}")
+        return self
 
 
 class CanaryConfig(FrozenConfig):

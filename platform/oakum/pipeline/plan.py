@@ -261,6 +261,7 @@ class _Planner:
                 cpus=threads,
                 gpus=execution.gpus if kind in _ON_GPU else 0.0,
                 workers=execution.workers if training else 1,
+                min_workers=execution.min_workers if training else None,
             ),
             label=label,
             weight=weight,

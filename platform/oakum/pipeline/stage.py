@@ -15,11 +15,22 @@ STORE_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage asks the executor for; never part of its key."""
+    """What a stage asks the executor for; never part of its key.
+
+    Attributes:
+        workers: processes that train together, each with these CPUs and GPUs.
+        min_workers: with how few of them it may begin and go on; None: with all of them.
+    """
 
     cpus: int = 1
     gpus: float = 0.0
     workers: int = 1
+    min_workers: int | None = None
+
+    @property
+    def least_workers(self) -> int:
+        """With how few workers the stage may run."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True)
