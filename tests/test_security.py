@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from oakum.audit_inputs import read_points
-from oakum.config import ConfigError, apply_overrides, read_yaml, validate
+from oakum.config import ConfigError, apply_overrides, read_yaml, require_plain, validate
 from oakum.pipeline.experiment import ExperimentFile, resolve_experiment
 from oakum.published_weights import import_bido, import_torchvision
 from oakum.records import sha256_hex
@@ -155,7 +155,7 @@ def test_values_that_yaml_cannot_hold_are_refused(value: str, tmp_path: Path) ->
 @pytest.mark.parametrize("value", [".nan", "-.inf", "!!binary aGVsbG8=", "!!set {x, y}"])
 def test_values_without_json_are_refused_before_a_request_is_hashed(value: str, tmp_path: Path) -> None:
     data = read_yaml(written(tmp_path, f"a: [{{b: {value}}}]\n"))
-    assert "a.0.b: " in refusal(lambda: apply_overrides(data, []))
+    assert "tiny.yaml: a.0.b: " in refusal(lambda: require_plain(data, "tiny.yaml"))
 
 
 @pytest.mark.parametrize("key", [r'"\e[31mred"', r'"a\u200bb"', r'"a\u202eb"', r'"a\nb"', "x" * 201, "2026-01-01"])

@@ -151,8 +151,8 @@ def unpack(data: bytes) -> dict[str, Copy]:
 def _inflate(data: bytes) -> bytes:
     inflater = zlib.decompressobj()
     raw = inflater.decompress(data, _LARGEST)
-    if inflater.unconsumed_tail:
-        raise ValueError(f"more than {_LARGEST:,} bytes")
+    if not inflater.eof:
+        raise zlib.error(f"cut off, or more than {_LARGEST:,} bytes")
     return raw
 
 

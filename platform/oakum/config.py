@@ -132,22 +132,24 @@ def _plain_data(value: Any, where: str) -> Any:
     return value
 
 
-def _refuse_unstorable(value: Any, where: str) -> None:
+def require_plain(value: Any, where: str, path: tuple[str, ...] = ()) -> None:
     """Refuse what has no JSON form: a request is hashed before its parts are validated.
+
+    Args:
+        where: the file's name, for the message.
+        path: the keys that lead to the value.
 
     Raises:
         ConfigError: NaN or infinity, bytes, a set.
     """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_unstorable(item, f"{where}.{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_unstorable(item, f"{where}.{index}")
+    place = f"{where}: {'.'.join(path)}"
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            require_plain(item, where, (*path, str(key)))
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{_path(where)}: {value} is not a finite number")
+        raise ConfigError(f"{place}: {value} is not a finite number")
     elif value is not None and not isinstance(value, str | int | float):
-        raise ConfigError(f"{_path(where)}: a {type(value).__name__}, which no setting takes")
+        raise ConfigError(f"{place}: a {type(value).__name__}, which no setting takes")
 
 
 def _plain_key(key: Any, where: str) -> str:
@@ -204,7 +206,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
 
     Raises:
         ConfigError: an assignment without `=`, a value that is not YAML, or a path that leads through something
-            that is not a mapping or list; NaN, infinity or an object anywhere in the result.
+            that is not a mapping or list.
     """
     result = copy.deepcopy(data)
     for override in overrides:
@@ -222,7 +224,6 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             _assign(result, path.split("."), value)
         except ConfigError as error:
             raise ConfigError(f"--set {shortened(repr(override))}: {error}") from error
-    _refuse_unstorable(result, "")
     return result
 
 

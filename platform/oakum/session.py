@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oakum.config import apply_overrides, read_yaml, validate
+from oakum.config import apply_overrides, read_yaml, require_plain, validate
 from oakum.datasets.base import ensure_prepared
 from oakum.pipeline.collect import collect, fill, skeleton, stage_refs
 from oakum.pipeline.fingerprint import package_digest
@@ -80,6 +80,7 @@ def read_request(options: RunOptions) -> dict[str, Any]:
         ConfigError: the file cannot be read or an override does not fit it.
     """
     data = apply_overrides(read_yaml(options.file), options.overrides)
+    require_plain(data, options.file.name)
     if options.seeds is not None:
         data["seeds"] = options.seeds
     return data
