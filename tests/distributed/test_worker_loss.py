@@ -314,7 +314,7 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
 ) -> None:
     """With the commands of docs/jobs.md; what the job does can be read while it runs."""
     home, undisturbed = make_home("stopped"), make_home("undisturbed")
-    short["recipe"]["epochs"] = 300
+    short["recipe"]["epochs"] = 1500
     file, log, store = Path("jobs/experiments/short.yaml"), tmp_path / "job.log", Store.open(home.store_uri)
     (checkout / file).write_text(yaml.safe_dump(short, sort_keys=False))
 
@@ -332,10 +332,11 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
     assert submit("short-1", "--no-wait").wait(60) == 0
     following = ray("logs", "-f", "short-1", out=log)
     deadline = time.monotonic() + 180
-    while not (checkpointed(home) and "3 stages: 0 stored, 3 to run" in log.read_text()):
+    # The log is followed with some delay: the training has to last longer.
+    while not (checkpointed(home) and "train none/0 clean" in log.read_text()):
         assert following.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
-    assert "train none/0 clean" in log.read_text() and not store.entries()
+    assert "3 stages: 0 stored, 3 to run" in log.read_text() and not store.entries()
     assert ray("stop", "short-1").wait(60) == 0
     stopped_at = time.time()
     assert ends(lambda: not running("jobs/run.py") and not stages_at_work())
@@ -345,7 +346,7 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
     assert len(store.entries()) == 3 and store.verify() == []
     (key,) = store.published("train")
     rows = json.loads(store.read(entry(store, "train", key), "history.json"))["epochs"]
-    assert [row["epoch"] for row in rows] == list(range(300))
+    assert [row["epoch"] for row in rows] == list(range(short["recipe"]["epochs"]))
     assert rows[0]["finished"] < stopped_at < rows[-1]["finished"]
 
 
