@@ -145,8 +145,8 @@ def _plans(name: str, store: Store) -> list[RunRecord]:
 
 def _created(record: RunRecord, store: Store) -> float:
     """Return when the last stage of a plan was stored."""
-    manifests = [store.manifest(ref.kind, ref.key) for cell in record.cells for ref in cell.stages.values()]
-    return max((manifest.created for manifest in manifests if manifest is not None), default=0.0)
+    manifests = store.manifests(ref for cell in record.cells for ref in cell.stages.values())
+    return max((manifest.created for manifest in manifests.values()), default=0.0)
 
 
 def _only_setting(name: str, cells: Iterable[CellRecord]) -> str:
@@ -171,8 +171,7 @@ def _candidate(record: RunRecord, setting: str, store: Store, note: str = "") ->
 def _held(record: RunRecord, cells: Iterable[CellRecord], store: Store) -> dict[str, Manifest]:
     """Return the stored manifests of some cells and of what all cells share, by key."""
     refs = {ref for cell in cells for ref in cell.stages.values()} | {item.stage for item in record.shared}
-    found = (store.manifest(ref.kind, ref.key) for ref in refs)
-    return {manifest.key: manifest for manifest in found if manifest is not None}
+    return {ref.key: manifest for ref, manifest in store.manifests(refs).items()}
 
 
 def _incomplete(cells: Iterable[CellRecord], held: dict[str, Manifest]) -> list[str]:

@@ -94,5 +94,5 @@ def report_again(run: str, home: Home) -> tuple[RunRecord, Path]:
 
 
 def _latest(record: RunRecord, store: Store) -> float:
-    manifests = [store.manifest(item.kind, item.key) for cell in record.cells for item in cell.stages.values()]
-    return max((manifest.created for manifest in manifests if manifest is not None), default=0.0)
+    manifests = store.manifests(stage for cell in record.cells for stage in cell.stages.values())
+    return max((manifest.created for manifest in manifests.values()), default=0.0)

@@ -170,8 +170,7 @@ class Delivery:
         self._runs.end(parent, "FINISHED", event.created)
 
     def _finish_cell(self, event: Event, record: RunRecord, cell: CellRecord) -> None:
-        stages = [self._store.manifest(stage.kind, stage.key) for stage in cell.stages.values()]
-        found = [manifest for manifest in stages if manifest is not None]
+        found = list(self._store.manifests(cell.stages.values()).values())
         begin = min(map(_start, found), default=event.created)
         end = max((manifest.created for manifest in found), default=event.created)
         owner = CellHeader.of(cell)

@@ -221,8 +221,7 @@ class Projection:
         }
 
     def _manifests(self, refs: Iterable[StageRef]) -> list[Manifest]:
-        found = (self._store.manifest(ref.kind, ref.key) for ref in refs)
-        return [manifest for manifest in found if manifest is not None]
+        return list(self._store.manifests(refs).values())
 
     def _stored(self, refs: Iterable[StageRef]) -> float | None:
         """Return when the last of some stages was stored, in Unix seconds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -391,10 +391,13 @@ class Filed:
 class MemoryStore:
     """Manifests by key; evidence is drawn when it is read."""
 
-    manifests: dict[str, Filed]
+    filed: dict[str, Filed]
 
     def manifest(self, kind: str, key: str) -> Filed | None:
-        return self.manifests.get(key)
+        return self.filed.get(key)
+
+    def manifests(self, refs: Iterable[StageRef]) -> dict[StageRef, Filed]:
+        return {ref: self.filed[ref.key] for ref in refs if ref.key in self.filed}
 
     def read(self, manifest: Filed, name: str) -> bytes:
         if name == "history.json":

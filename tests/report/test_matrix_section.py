@@ -227,8 +227,8 @@ def test_unresolved_and_absent_figures_have_no_number(wide: Any, tables: Callabl
 
 def test_without_the_store_access_is_not_guessed(wide: Any, tables: Callable[[str], Any]) -> None:
     class Empty:
-        def manifest(self, kind: str, key: str) -> None:
-            return None
+        def manifests(self, refs: Any) -> dict[Any, Any]:
+            return {}
 
     table = tables(section(wide, store=Empty()))[0]
     assert [cell.text for cell in table[0]] == ["Setting", "Accuracy, %", "Access not recorded"]

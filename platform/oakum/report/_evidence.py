@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,8 @@ class EvidenceStore(Protocol):
     """The part of `oakum.store.Store` that a report needs."""
 
     def manifest(self, kind: str, key: str) -> Any | None: ...
+
+    def manifests(self, refs: Iterable[StageRef]) -> Mapping[StageRef, Any]: ...
 
     def read(self, manifest: Any, name: str) -> bytes: ...
 
@@ -194,30 +197,31 @@ def real_picture(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
 
 def attack_access(record: RunRecord, store: EvidenceStore) -> dict[str, str]:
     """Return membership attack -> `label`, `scores` or `weights`, for the attacks with a stage left in the store."""
-    found: dict[str, str] = {}
     prefix = "membership.clean."
-    for cell in record.cells:
-        for role, stage in cell.stages.items():
-            attack = role.removeprefix(prefix)
-            if role.startswith(prefix) and attack not in found:
-                manifest = store.manifest(stage.kind, stage.key)
-                access = None if manifest is None else manifest.summary.get("access")
-                if access:
-                    found[attack] = str(access)
+    attacks = {
+        stage: role.removeprefix(prefix)
+        for cell in record.cells
+        for role, stage in cell.stages.items()
+        if role.startswith(prefix)
+    }
+    found: dict[str, str] = {}
+    for stage, manifest in store.manifests(attacks).items():
+        access = manifest.summary.get("access")
+        if access:
+            found.setdefault(attacks[stage], str(access))
     return found
 
 
 def measured_at(record: RunRecord, store: EvidenceStore) -> float | None:
     """Return when the youngest stage of the run was stored (Unix seconds), or None where no manifest is left."""
     stages = {stage for cell in record.cells for stage in cell.stages.values()} | {item.stage for item in record.shared}
-    found = (store.manifest(stage.kind, stage.key) for stage in stages)
-    return max((float(manifest.created) for manifest in found if manifest is not None), default=None)
+    return max((float(manifest.created) for manifest in store.manifests(stages).values()), default=None)
 
 
 def missing_stages(record: RunRecord, store: EvidenceStore) -> int:
     """Return how many stages of the record are no longer in the store, so that figures may lack curves."""
     stages = {stage for cell in record.cells for stage in cell.stages.values()}
-    return sum(1 for stage in stages if store.manifest(stage.kind, stage.key) is None)
+    return len(stages) - len(store.manifests(stages))
 
 
 def _read(stage: StageRef | None, name: str, store: EvidenceStore) -> bytes | None:
