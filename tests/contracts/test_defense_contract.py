@@ -166,7 +166,7 @@ def test_its_shadow_is_trained_alike_on_folds_of_the_adversary(contract: Contrac
 def test_inversion_attacks_run_and_are_judged(contract: Contract, name: str) -> None:
     assert contract.stage(name, "inversion.clean.gmi").files.keys() == {"reconstructions.safetensors"}
     tensors = load(contract.read(name, "inversion.clean.gmi", "reconstructions.safetensors"))
-    assert tensors["images"].shape == (CLASSES, 2, 1, 8, 8) and tensors["images"].dtype == torch.uint8
+    assert tensors["images"].shape == (CLASSES, 2, 1, 8, 8) and tensors["images"].dtype == torch.float32
     assert tensors["classes"].tolist() == list(range(CLASSES))
     assert contract.stage(name, "judge.clean.gmi").files.keys() == {"judgements.parquet"}
     table = contract.table(name, "judge.clean.gmi", "judgements.parquet")

@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused(plan: Callable[..., Plan], change: dict[st
         (
             [(PRIVATE, {"evaluation": 50, "train": 100, "test": 50}), (CONTROL, {"public": 99, "control": 49})],
             {"recipe": {"batch_size": 50, "drop_last": True}},
-            "drop_last leaves the control no batch: fold 'control' has 49 samples, batch_size is 50",
+            "drop_last leaves no batch: fold 'control' has 49 samples, batch_size is 50",
         ),
         (
             [(PRIVATE, {"evaluation": 50, "train": 100, "test": 50}), (CONTROL, {"public": 99})],
@@ -292,6 +292,7 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
             *("top1", "top1.second", "top1.control", "top1.unoptimized", "disagreement"),
             *("top1.second.control", "top1.second.unoptimized"),
             *("knn2.evaluator", "knn2.evaluator.control", "feature2.evaluator", "fd.evaluator"),
+            "accuracy_on_real.evaluator",
             *("precision.k3", "recall.k5", "density.k5", "coverage.k3"),
         }
         assert all(0 <= found[name].value <= 1 for name in ("top1", "top1.second", "top1.control", "top1.unoptimized"))
@@ -311,5 +312,5 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
     assert profile["made"] == {"classes": 3, "per_class": 2}
     part = none.stages["inversion.clean.gmi.1"]
     tensors = load(store.read(store.manifest(part.kind, part.key), "reconstructions.safetensors"))
-    assert tensors["images"].shape == (1, 2, 1, 8, 8) and tensors["images"].dtype == np.uint8
+    assert tensors["images"].shape == (1, 2, 1, 8, 8) and tensors["images"].dtype == np.float32
     assert tensors["unoptimized"].shape[1:] == (1, 8, 8)

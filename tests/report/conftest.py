@@ -95,13 +95,13 @@ def parquet(**columns: Any) -> bytes:
     return stream.getvalue()
 
 
-def glyph(label: int, rng: np.random.Generator, blur: float) -> NDArray[np.uint8]:
+def glyph(label: int, rng: np.random.Generator, blur: float) -> NDArray[np.float32]:
     """Draw one (1, 16, 16) picture of a class: bars whose place tells the class."""
     grid = np.mgrid[0:16, 0:16] / 15.0
     angle = np.pi * label / CLASSES
     distance = np.abs((grid[1] - 0.5) * np.sin(angle) - (grid[0] - 0.5) * np.cos(angle))
     picture = np.exp(-((distance / (0.08 + 0.25 * blur)) ** 2)) + blur * rng.normal(0, 0.35, (16, 16))
-    return np.asarray(np.clip(picture, 0, 1)[None] * 255, dtype=np.uint8)
+    return np.asarray(np.clip(picture, 0, 1)[None], dtype=np.float32)
 
 
 def rates(score: NDArray[np.float64], member: NDArray[np.bool_]) -> dict[str, MetricValue]:
@@ -213,10 +213,7 @@ def build_run(home: Path, seeds: int = 3, labels: tuple[str, ...] = tuple(SETTIN
         seconds={"plan": 0.4, "train": 301.2, "attack": 366.0, "report": 2.1},
     )  # fmt: skip
     rng = np.random.default_rng(5)
-    real = {
-        label: np.stack([glyph(label, rng, 0.08) for _ in range(3)]).astype(np.float64) / 255
-        for label in range(CLASSES)
-    }
+    real = {label: np.stack([glyph(label, rng, 0.08) for _ in range(3)]).astype(np.float64) for label in range(CLASSES)}
     return Run(record, store, real)
 
 

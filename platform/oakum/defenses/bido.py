@@ -64,6 +64,8 @@ class BiDO(Defense):
 
     Differs from the released code: kernels of X and Y are computed once per batch instead of once per layer, and
     HSIC is solved in float64 by Cholesky instead of a float32 inverse on the CPU; the value is the same up to rounding.
+    There no batch is skipped. Inputs are in [0, 1], as in its experiments on MNIST and faces; its experiments with VMI
+    scale them to [-1, 1], which doubles distances between inputs, so that their kernel is that of half this `sigma`.
     """
 
     source = Source(

@@ -29,6 +29,26 @@ def accuracy(predicted: ArrayLike, y: ArrayLike, level: float = 0.95) -> MetricV
     return MetricValue(right / len(labels), low, high, wants="high")
 
 
+def balanced_accuracy(predicted: ArrayLike, y: ArrayLike) -> MetricValue:
+    """Return the mean over the classes of `y` of the share of right predictions; unresolved without samples.
+
+    Equal to `accuracy` where all classes have as many samples; people with many photographs do not outweigh others.
+    It has no interval inside one seed.
+
+    Args:
+        predicted: (N,) classes.
+        y: (N,) labels.
+    """
+    guesses, labels = np.asarray(predicted), np.asarray(y)
+    if guesses.ndim != 1 or guesses.shape != labels.shape:
+        raise ValueError(f"need predictions (N,) and labels (N,), got {guesses.shape} and {labels.shape}")
+    if not len(labels):
+        return MetricValue(None, wants="high", note="unresolved: there are no samples")
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    right = np.bincount(index, weights=guesses == labels)
+    return MetricValue(float((right / counts).mean()), wants="high")
+
+
 def top_accuracy(log_probabilities: ArrayLike, y: ArrayLike, k: int, level: float = 0.95) -> MetricValue:
     """Return the share of samples whose label is among the k largest scores (N, K); ties count against the model."""
     scores, labels = np.asarray(log_probabilities), np.asarray(y)

@@ -171,7 +171,7 @@ def _reconstructions_of(
         if content is not None:
             tensors = load(content)
             made = zip(tensors["classes"], tensors["images"], strict=True)
-            pictures |= {int(label): _picture(restarts[0]) for label, restarts in made}
+            pictures |= {int(label): to_pixels(restarts[0]) for label, restarts in made}
     verdicts = _verdicts(cell.stages.get(f"judge.clean.{attack}"), store)
     number = _numbers_of_judge(record)
     return {
@@ -188,11 +188,12 @@ def _numbers_of_judge(record: RunRecord) -> dict[int, int]:
     return dict(enumerate(private)) if (record.data.get("evaluation_classes") or 0) > len(private) else {}
 
 
-def real_picture(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Return a real (C, H, W) image in [0, 1] as (H, W) or (H, W, 3) uint8."""
+def to_pixels(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Return an image (C, H, W) in [0, 1], real or made, as (H, W) or (H, W, 3) uint8."""
     import numpy as np
 
-    return _picture(np.asarray(np.clip(np.asarray(image) * 255 + 0.5, 0, 255), dtype=np.uint8))
+    pixels = np.asarray(np.clip(np.asarray(image) * 255 + 0.5, 0, 255), dtype=np.uint8)
+    return pixels[0] if pixels.shape[0] == 1 else pixels[:3].transpose(1, 2, 0)
 
 
 def attack_access(record: RunRecord, store: EvidenceStore) -> dict[str, str]:
@@ -253,7 +254,3 @@ def _verdicts(stage: StageRef | None, store: EvidenceStore) -> dict[int, dict[st
         for row, (label, restart) in enumerate(zip(columns["class"], columns["restart"], strict=True))
         if restart == 0
     }
-
-
-def _picture(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return image[0] if image.shape[0] == 1 else image[:3].transpose(1, 2, 0)

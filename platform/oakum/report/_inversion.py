@@ -55,6 +55,7 @@ _RULES = (
     (r"top1\.second", _RECOGNIZED, "second model", ""),
     (rf"top1\.(?!(?:second|{_SUFFIXES})$)([\w-]+)", _RECOGNIZED, "{0}", "embedder"),
     (r"disagreement", _RECOGNIZED, "disagree", "of the accepted"),
+    (r"disagreement\.([\w-]+)", _RECOGNIZED, "disagree", "{0}"),
     (r"knn2\.([\w-]+)", _DISTANCE, "nearest", "{0}"),
     (r"feature2\.([\w-]+)", _DISTANCE, "center", "{0}"),
     (r"fd\.([\w-]+)", _FRECHET, "{0}", ""),

@@ -15,8 +15,8 @@ from oakum.report._evidence import (
     Reconstruction,
     Rows,
     is_public,
-    real_picture,
     reconstructions_by_attack,
+    to_pixels,
 )
 from oakum.report._marks import mark, strip
 from oakum.report._markup import Markup, folded, join, tag, void
@@ -209,7 +209,7 @@ def _picture_row(
     name = str(names[label]) if label < len(names) else f"class {label}"
     cells = [tag("th", name, scope="row")]
     real = list(real_images.get(label, []))[:count]
-    cells += [tag("td", _image(real_picture(image), f"real image of {name}")) for image in real]
+    cells += [tag("td", _image(to_pixels(image), f"real image of {name}")) for image in real]
     cells += [tag("td")] * (count - len(real))
     for place, (setting, item) in enumerate(made.items()):
         first = "" if place else " first"

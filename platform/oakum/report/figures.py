@@ -18,9 +18,9 @@ from oakum.report._evidence import (
     Rows,
     history_of,
     is_public,
-    real_picture,
     reconstructions_by_attack,
     roc_of,
+    to_pixels,
 )
 from oakum.report._figure_style import export, styled, tick_format
 from oakum.report._labels import place_labels, spread_out
@@ -164,7 +164,7 @@ def _picture_grid(
     for axis in axes.ravel():
         axis.set_axis_off()
     for line, (label, made) in zip(axes, rows.items(), strict=True):
-        real = [real_picture(image) for image in real_images.get(label, [])[:count]]
+        real = [to_pixels(image) for image in real_images.get(label, [])[:count]]
         pictures = [*real, *[None] * (count - len(real)), *(item.pixels if item else None for item in made.values())]
         for axis, picture in zip(line, pictures, strict=False):
             if picture is not None:

@@ -8,6 +8,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from oakum.config import FrozenConfig
 
+GAMMA = 0.1
+
 
 class Recipe(FrozenConfig):
     """Optimizer, schedule and precision of one training.
@@ -35,7 +37,7 @@ class Recipe(FrozenConfig):
     milestones: tuple[int, ...] = Field(
         default=(), description="epochs (from 0) at which the rate is multiplied by gamma"
     )
-    gamma: float = Field(default=0.1, gt=0)
+    gamma: float = Field(default=GAMMA, gt=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 means autocast")
     channels_last: bool = False
     batch_norm: Literal["local", "global"] = Field(
@@ -62,9 +64,16 @@ class Recipe(FrozenConfig):
     def _refuse_options_without_effect(self) -> Recipe:
         if self.optimizer == "adam" and (self.nesterov or self.momentum is not None):
             raise ValueError("momentum and nesterov have no effect with optimizer 'adam'; remove them or use 'sgd'")
-        unreachable = [epoch for epoch in self.milestones if epoch >= self.epochs]
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; raise momentum or remove nesterov")
+        unreachable = [epoch for epoch in self.milestones if not 1 <= epoch < self.epochs]
         if unreachable:
-            raise ValueError(f"milestones {unreachable} are never reached in {self.epochs} epochs")
+            raise ValueError(
+                f"milestones {unreachable} change nothing in {self.epochs} epochs; write epochs from 1 to "
+                f"{self.epochs - 1}"
+            )
+        if self.gamma != GAMMA and not self.milestones:
+            raise ValueError("gamma has no effect without milestones; add milestones or remove it")
         if self.stop_after is not None and self.stop_after > self.epochs:
             raise ValueError(f"stop_after {self.stop_after} is beyond the {self.epochs} epochs; lower it or remove it")
         if self.images_per_class is not None and self.drop_last:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from oakum.attacks.access import Points
-from oakum.metrics.utility import accuracy, loss_spread, top_accuracy
+from oakum.metrics.utility import accuracy, balanced_accuracy, loss_spread, top_accuracy
 from oakum.models.base import predict_log_probabilities
 from oakum.pipeline.context import StageContext
 
@@ -24,7 +24,12 @@ def run(context: StageContext) -> dict[str, Any]:
         log_probabilities = predict_log_probabilities(module, points.x.to(context.device)).cpu().numpy()
         y = points.y.numpy()
         tables.append(_answers_table(fold, points, log_probabilities))
-        found = {"accuracy": accuracy(log_probabilities.argmax(axis=1), y), **loss_spread(log_probabilities, y)}
+        predicted = log_probabilities.argmax(axis=1)
+        found = {
+            "accuracy": accuracy(predicted, y),
+            "balanced_accuracy": balanced_accuracy(predicted, y),
+            **loss_spread(log_probabilities, y),
+        }
         if log_probabilities.shape[1] > 5:
             found["top5_accuracy"] = top_accuracy(log_probabilities, y, 5)
         metrics.update({f"{fold}_{name}": value.to_json() for name, value in found.items()})

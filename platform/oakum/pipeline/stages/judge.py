@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from oakum.config import ConfigError
 from oakum.metrics import inversion as metrics
+from oakum.metrics.utility import accuracy
 from oakum.models.base import same_architecture
 from oakum.models.extractors.base import extract_features, open_extractor
 from oakum.pipeline.context import StageContext, build_model
@@ -79,6 +80,7 @@ def run(context: StageContext) -> dict[str, Any]:
     found = _against_real(mine, made.wanted, real.features, real_classes, "evaluator")
     hits = {"correct": metrics.is_hit(mine.scores, made.wanted)}
     found["top1"] = metrics.attack_accuracy(mine.scores, made.wanted)
+    found["accuracy_on_real.evaluator"] = accuracy(real.scores.argmax(axis=1), real_classes)
     if mine.scores.shape[1] >= metrics.MIN_TOP5_CLASSES:
         found["top5"] = metrics.attack_accuracy(mine.scores, made.wanted, k=5)
     if "second" in context.task.inputs:
@@ -98,13 +100,11 @@ def run(context: StageContext) -> dict[str, Any]:
         found |= extra
         if accepted is not None:
             hits[f"correct_{name}"] = accepted
+            found[f"disagreement.{name}"] = metrics.disagreement(hits["correct"], accepted)
     _write(context, made, mine, hits)
     return {
         "metrics": {name: value.to_json() for name, value in found.items()},
-        "profile": {
-            **_profile(context, made, len(real_images)),
-            "accuracy_on_real": float(metrics.is_hit(real.scores, real_classes).mean()),
-        },
+        "profile": _profile(context, made, len(real_images)),
     }
 
 
@@ -121,11 +121,11 @@ def _made(context: StageContext, kind: str) -> tuple[Made | None, Tensor | None]
     unoptimized = parts[0].get("unoptimized")
     return (
         Made(
-            images.flatten(0, 1).float() / 255,
+            images.flatten(0, 1),
             wanted.repeat_interleave(count).numpy(),
             np.tile(np.arange(count), len(classes)),
         ),
-        None if unoptimized is None else unoptimized.float() / 255,
+        unoptimized,
     )
 
 
