@@ -93,8 +93,11 @@ def filled(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def renamed(network: nn.Module) -> State:
+    return renamed_state(network.state_dict())
+
+
+def renamed_state(state: State) -> State:
     """Return the state under names that say nothing: `part3.weight`."""
-    state = network.state_dict()
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in state))
     return {f"part{layers.index(name.rpartition('.')[0])}.{name.rpartition('.')[2]}": state[name] for name in state}
 
@@ -139,9 +142,12 @@ def narrow(role: str, size: tuple[int, ...]) -> nn.Module:
         parts = gan(gan.Config(width=2, minibatch_outputs=3, minibatch_kernel=2), shape, 6).build()
         discriminator: nn.Module = parts["discriminator"]
         return discriminator
-    cls = registry.load("models", "vgg16_bn1d" if role.startswith("target") else role)
+    cls = registry.load("models", UNDER_ANOTHER_NAME.get(role, role))
     network: Classifier = cls(cls.Config(width=2), shape, 6)
     return BottleneckClassifier(network) if role.endswith("vib") else network
+
+
+UNDER_ANOTHER_NAME = {"target_vgg16": "vgg16_bn1d", "target_vgg16_vib": "vgg16_bn1d"}
 
 
 def small_role(monkeypatch: pytest.MonkeyPatch, role: str) -> nn.Module:
@@ -177,7 +183,7 @@ def test_face_networks_in_either_order_of_their_parts(
         assert all(torch.equal(value, expected[name]) for name, value in found.tensors.items())
 
 
-@pytest.mark.parametrize("role", ["target_vgg16", "kedmi_discriminator"])
+@pytest.mark.parametrize("role", ["target_vgg16", "kedmi_discriminator", "vgg19_evaluator"])
 def test_large_networks_by_their_narrow_forms(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = small_role(monkeypatch, role)
     found = convert(saved(tmp_path, renamed(network)), role)
@@ -198,10 +204,93 @@ def test_the_bottleneck_lacks_the_normalization_that_it_leaves_out(
     assert all(torch.equal(value, needed[name]) for name, value in found.tensors.items())
 
 
+def vmi_network(model: str, size: tuple[int, int, int], depth: int, embedding: int) -> Classifier:
+    """Return a target of the VMI experiments with 6 classes whose channels are all 1, so that files are small."""
+    cls = registry.load("models", model)
+    network: Classifier = cls(cls.Config(depth=depth, embedding=embedding, width=1), InputShape(size), 6)
+    return network
+
+
+@pytest.fixture
+def narrow_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the channels of the VMI experiments' networks 1 where the roles build them."""
+    load = registry.load
+
+    def load_narrow(kind: str, name: str) -> Any:
+        cls = load(kind, name)
+        if not name.startswith("resnet_cls"):
+            return cls
+        narrow_config = type("Narrow", (cls.Config,), {"__annotations__": {"width": int}, "width": 1})
+        return type("Narrow", (cls,), {"Config": narrow_config})
+
+    monkeypatch.setattr("oakum.published_weights.registry.load", load_narrow)
+
+
+VMI_FILES = [((3, 64, 64), 34, 5), ((3, 32, 32), 10, 2), ((1, 32, 32), 10, 2)]
+
+
+@pytest.mark.parametrize(("size", "depth", "embedding"), VMI_FILES)
+@pytest.mark.parametrize("role", ["resnet_cls", "resnet_cls_h"])
+def test_targets_of_vmi_by_their_narrow_forms(
+    role: str, size: tuple[int, int, int], depth: int, embedding: int, tmp_path: Path, narrow_resnets: None
+) -> None:
+    state = filled(vmi_network(role, size, depth, embedding)).state_dict()
+    found = convert(saved(tmp_path, renamed_state(state)), role)
+    assert found.size == size and found.num_classes == 6
+    assert found.tensors.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in found.tensors.items())
+
+
+@pytest.mark.parametrize("order", [("feature_norm", "embed"), ("embed", "feature_norm")])
+@pytest.mark.parametrize(("size", "depth", "embedding"), VMI_FILES)
+def test_targets_of_vmi_with_a_bottleneck_in_either_order(
+    size: tuple[int, int, int],
+    depth: int,
+    embedding: int,
+    order: tuple[str, str],
+    tmp_path: Path,
+    narrow_resnets: None,
+) -> None:
+    network = filled(BottleneckClassifier(vmi_network("resnet_cls", size, depth, embedding)))
+    middle = [f"classifier.{part}." for part in order]
+    state = in_order(network.state_dict(), "classifier.stem.", "classifier.stages.", *middle, "statistics.", "head.")
+    assert state.keys() == network.state_dict().keys()
+    found = convert(saved(tmp_path, renamed_state(state)), "resnet_vib")
+    assert found.size == size and found.num_classes == 6
+    network.load_state_dict(found.tensors, strict=True)
+    assert all(torch.equal(value, state[name]) for name, value in found.tensors.items())
+
+
+def test_another_depth_than_the_published_ones_is_refused(tmp_path: Path, narrow_resnets: None) -> None:
+    state = filled(vmi_network("resnet_cls_h", (3, 64, 64), 34, 5)).state_dict()
+    less = {name: value for name, value in state.items() if not name.startswith("stages.2.5.")}
+    with pytest.raises(
+        ConfigError, match=r"is not the published resnet_cls_h .* where 'stages\.2\.5\.branch\.0\.weight'"
+    ):
+        convert(saved(tmp_path, less), "resnet_cls_h")
+
+
+def test_the_target_of_the_mnist_experiments_with_a_bottleneck(tmp_path: Path) -> None:
+    blocks = [*block(1, 64, 7, 1, True), *block(64, 128, 5, 0, True), *block(128, 256, 5, 0, False), nn.Flatten()]
+    body, statistics, head = nn.Sequential(*blocks), nn.Linear(256, 256), nn.Linear(128, 5)
+    published = filled(nn.ModuleList([body, statistics, head]))
+    written = import_bido(saved(tmp_path, published.state_dict()), "mcnn_vib", "their_mid", tmp_path / "weights")
+    assert written.facts["architecture"] == "mid on mcnn" and written.facts["num_classes"] == 5
+    cls = registry.load("models", "mcnn")
+    network = BottleneckClassifier(cls(cls.Config(), InputShape((1, 32, 32)), 5)).eval()
+    network.load_state_dict(read_tensors(written), strict=True)
+    x = torch.rand((3, 1, 32, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        mean = statistics(body(x))[:, :128]
+        torch.testing.assert_close(network(x), head(mean), rtol=0, atol=1e-6)
+
+
 NETS = {
     "mcnn": "MCNN",
     "scnn": "SCNN",
     "target_vgg16": "VGG16_bido_celeba",
+    "vgg19_evaluator": "VGG19_eval_cifar10",
+    "resnet_cls_h": "ResNetClsH34_img64_z50_1000",
     "gan_generator": "GMI_Generator_celeba",
     "gmi_critic": "GMI_DGWGAN",
     "kedmi_discriminator": "KED_MinibatchDiscriminator_1000",
@@ -218,11 +307,23 @@ def test_roles_have_the_tensors_of_the_released_code(role: str) -> None:
     assert shapes == net["tensors"]
 
 
-def test_a_bottleneck_has_the_published_size() -> None:
+@pytest.mark.parametrize(
+    ("role", "size", "matrices", "parameters"),
+    [
+        ("target_vgg16_vib", (3, 64, 64), [(2048, 2048), (1000, 1024)], 19_944_488),
+        ("mcnn_vib", (1, 32, 32), [(256, 256), (5, 128)], 1_094_917),
+        ("resnet_vib", (3, 64, 64), [(50, 512), (50, 50), (1000, 25)], 21_339_896),
+        ("resnet_cls_h", (3, 32, 32), [(2, 512), (5, 2)], 4_907_861),
+        ("resnet_cls", (3, 64, 64), [(50, 512), (1000, 50)], 21_362_446),
+    ],
+)
+def test_networks_have_the_published_size(
+    role: str, size: tuple[int, int, int], matrices: list[tuple[int, int]], parameters: int
+) -> None:
     with torch.device("meta"):
-        network = ROLES["target_vgg16_vib"].build((3, 64, 64), [torch.empty(1000, 1024)])
-    published = in_order(dict(network.named_parameters()), *ROLES["target_vgg16_vib"].orders[0])
-    assert sum(value.numel() for value in published.values()) == 19_944_488
+        network = ROLES[role].build(size, [torch.empty(shape) for shape in matrices])
+    published = in_order(dict(network.named_parameters()), *ROLES[role].orders[0])
+    assert sum(value.numel() for value in published.values()) == parameters
 
 
 def mcnn_state() -> State:
@@ -260,6 +361,13 @@ def test_another_network_is_refused(state: State, message: str, tmp_path: Path) 
     assert not (tmp_path / "weights").exists()
 
 
+@pytest.mark.parametrize("role", ["resnet_cls", "resnet_cls_h", "resnet_vib"])
+@pytest.mark.parametrize("first", [torch.zeros(8192, 3), torch.zeros(1, 3), torch.zeros(3)])
+def test_a_matrix_that_makes_no_embedding_is_refused(role: str, first: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"is not the published {role} .*its tensor 'a.weight' has shape"):
+        convert(saved(tmp_path, {"a.weight": first}), role)
+
+
 def test_swapped_normalization_tensors_are_seen(tmp_path: Path) -> None:
     """Weight, bias and both statistics have one shape: only their names tell them apart."""
     state = mcnn_state()
@@ -268,6 +376,39 @@ def test_swapped_normalization_tensors_are_seen(tmp_path: Path) -> None:
     order[i], order[j] = order[j], order[i]
     with pytest.raises(ConfigError, match=r"'0.1.running_var' stands where 'block1.1.running_mean' is"):
         convert(saved(tmp_path, {name: state[name] for name in order}), "mcnn")
+
+
+def moved(state: State, names: list[str], behind: str) -> State:
+    """Return the same tensors with some of them put behind another one."""
+    rest = [name for name in state if name not in names]
+    place = rest.index(behind) + 1
+    return {name: state[name] for name in [*rest[:place], *names, *rest[place:]]}
+
+
+def test_units_of_equal_shape_in_another_order_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The units of a group are equal but for their numbers, which are the only ones that tell."""
+    state = dict(small_role(monkeypatch, "facenet112").state_dict())
+    assert convert(saved(tmp_path, state), "facenet112").num_classes == 6
+    unit = [name for name in state if name.startswith("groups.2.9.")]
+    last = [name for name in state if name.startswith("groups.2.10.")][-1]
+    swapped = moved(state, unit, last)
+    assert [state[name].shape for name in swapped] == [value.shape for value in state.values()]
+    with pytest.raises(ConfigError, match=rf"'{unit[0]}' comes after those of 'groups\.2\.10', so weights of equal"):
+        convert(saved(tmp_path, {f"module.{name}": value for name, value in swapped.items()}), "facenet112")
+    weights = [f"groups.2.{number}.branch.1.weight" for number in (9, 10)]
+    assert set(weights) <= state.keys()
+    one = {name: dict(zip(weights, weights[::-1], strict=True)).get(name, name) for name in state}
+    with pytest.raises(
+        ConfigError, match=r"'groups\.2\.9\.[a-z0-9.]*' is apart from the other tensors of 'groups\.2\.9'"
+    ):
+        convert(saved(tmp_path, {name: state[name] for name in one.values()}), "facenet112")
+
+
+def test_parts_may_be_numbered_with_gaps_and_hold_tensors_of_their_own(tmp_path: Path) -> None:
+    names = [name.replace("0.", "body.", 1) if name.startswith("0.") else f"11.{name}" for name in mcnn_state()]
+    names = [name.replace("body.10", "body.12") for name in names]
+    state = dict(zip(names, mcnn_state().values(), strict=True))
+    assert convert(saved(tmp_path, state), "mcnn").num_classes == 5
 
 
 def test_old_files_without_counters_and_half_precision(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from oakum import session, session_check, session_report
 from oakum.config import ConfigError
 from oakum.session import Home, RunOptions
 from oakum.store import Store
+from oakum.weights import write_weights
 
 PLATFORM = Path(__file__).parent.parent / "platform"
 SECOND_RUN = """
@@ -125,6 +128,18 @@ def test_other_code_makes_another_plan_request(
     assert session.request_digest(short, "short.yaml", home) != digest
 
 
+def test_other_weights_under_one_name_are_another_request(
+    home: Home, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "weights_folder", lambda data_home: tmp_path)
+    digests = set()
+    for value in (0.0, 1.0, 1.0):
+        tensors = {"head.weight": torch.full((2, 2), value)}
+        write_weights(tmp_path, "mine", tensors, origin="a test", architecture="mlp", license_note="none")
+        digests.add(session.request_digest(short, "short.yaml", home))
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -177,6 +192,13 @@ def test_the_report_of_a_name_is_that_of_its_latest_plan(finished_again: Any) ->
     assert session_report.report_again(older[:10], home)[0].plan_key == older
     with pytest.raises(ConfigError, match="no plan is called 'nothing'"):
         session_report.report_again("nothing", home)
+
+
+def test_real_pictures_are_training_images_of_the_first_seed_that_ran(finished: Any) -> None:
+    record, home = finished.record, finished.home
+    later = replace(record, cells=tuple(replace(cell, seed=cell.seed + 3) for cell in record.cells))
+    here, there = (session_report.real_images(each, home) for each in (record, later))
+    assert any(not np.array_equal(here[label], there[label]) for label in here)
 
 
 def test_private_pictures_are_not_shown(finished: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -60,9 +61,13 @@ def _reader_is_gone() -> bool:
     """Whether nobody reads standard output any more, as after `oakum list | head -1`."""
     try:
         sys.stdout.flush()
+        watch = select.poll()
+        watch.register(sys.stdout, 0)
     except BrokenPipeError:
         return True
-    return False
+    except OSError:  # a stream without a descriptor is no pipe
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0))
 
 
 def _stop_now(stop: KeyboardInterrupt) -> NoReturn:

@@ -2,8 +2,10 @@
 
 What the authors call their modules is not relied on. A file's tensors are taken in their order, which is the one in
 which the modules were registered, and each must have exactly the shape, and where it is a usual one the last part of
-the name (`weight`, `running_var`, ...), of the tensor at that place in oakum's network. Nothing is guessed beyond that:
-a file that differs in one tensor is refused, and so is one that holds anything but tensors, which is never executed.
+the name (`weight`, `running_var`, ...), of the tensor at that place in oakum's network. Equal shapes could hide another
+order, so the names must show none: no module is interrupted by another one, and the numbers of a module's parts rise.
+Nothing is guessed beyond that: a file that differs in one tensor is refused, and so is one that holds anything but
+tensors, which is never executed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ LICENSE_NOTE = (
 )
 _COLOR_64, _COLOR_32, _GREY_32, _COLOR_112 = (3, 64, 64), (3, 32, 32), (1, 32, 32), (3, 112, 112)
 _USUAL = {"weight", "bias", "running_mean", "running_var"}
+_LEAST_EMBEDDING, _LARGEST_EMBEDDING = 2, 4096
 _COUNTER = "num_batches_tracked"
 _PARALLEL_PREFIX = "module."
 # What torch's restricted reader raises on damaged files and on files with objects; it documents none of it.
@@ -169,6 +172,7 @@ def convert(file: Path, role: str) -> Converted:
             own = _in_order(network, order)
             position, difference = _first_difference(own, given, kind)
             if not difference:
+                _require_order(file, [name for name, _ in given])
                 tensors = _renamed(file, own, given, counters, _in_order(network, order, counters=True))
                 head = tensors.get("head.weight")
                 return Converted(tensors, size, None if head is None else len(head))
@@ -213,6 +217,45 @@ def _first_difference(own: NamedTensors, given: NamedTensors, kind: Role) -> tup
         theirs, value = given[agreed]
         return agreed, f"it goes on with {theirs!r} of shape {tuple(value.shape)}, for which there is no place"
     return agreed, ""
+
+
+def _require_order(file: Path, names: Sequence[str]) -> None:
+    """Refuse names that cannot be in the order in which modules were registered.
+
+    A state dict lists each module's tensors in one piece, and the parts of a sequence by their numbers.
+
+    Raises:
+        ConfigError: a module is interrupted by another one, or of its parts a lower number follows a higher one.
+    """
+    before: list[str] = []
+    left: set[str] = set()
+    last_part: dict[str, int] = {}
+    for name in names:
+        modules = _modules(name)
+        left.update(set(before) - set(modules))
+        for module in modules:
+            if module in left:
+                raise _disordered(file, f"{name!r} is apart from the other tensors of {module!r}")
+            parent, _, part = module.rpartition(".")
+            if part.isdecimal() and int(part) < last_part.get(parent, 0):
+                higher = f"{parent}.{last_part[parent]}".removeprefix(".")
+                raise _disordered(file, f"{name!r} comes after those of {higher!r}")
+            if part.isdecimal():
+                last_part[parent] = int(part)
+        before = modules
+
+
+def _modules(name: str) -> list[str]:
+    """Return the modules that a tensor is in, the outermost first: `a` and `a.3` for `a.3.weight`."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _disordered(file: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{file}: its tensors are not in the order of their layers: {what}, so weights of equal shape may have changed "
+        f"places; {_HOW_TO_SAVE}"
+    )
 
 
 def _renamed(
@@ -307,13 +350,36 @@ def _classifier(model: str) -> Build:
     return build
 
 
-def _bottleneck(size: Shape, given: Sequence[Tensor]) -> nn.Module:
-    from oakum.defenses.mid import BottleneckClassifier
-    from oakum.models.base import Classifier
+def _embedding_resnet(model: str) -> Build:
+    """Return how to build the published network for a size: depth 34 at 64x64, and 10 below."""
 
-    classifier = _classifier("vgg16_bn1d")(size, given)
-    assert isinstance(classifier, Classifier)
-    return BottleneckClassifier(classifier)
+    def build(size: Shape, given: Sequence[Tensor]) -> nn.Module:
+        from oakum.models.base import InputShape
+
+        cls = registry.load("models", model)
+        config = cls.Config(depth=34 if size == _COLOR_64 else 10, embedding=_embedding(given))
+        network: nn.Module = cls(config, InputShape(size), _classes(given))
+        return network
+
+    return build
+
+
+def _embedding(given: Sequence[Tensor]) -> int:
+    """Return the rows of the first matrix, which makes the embedding, within what the networks accept."""
+    rows = next((int(value.shape[0]) for value in given if value.dim() == 2), 0)
+    return min(max(rows, _LEAST_EMBEDDING), _LARGEST_EMBEDDING)
+
+
+def _bottleneck(build_classifier: Build) -> Build:
+    def build(size: Shape, given: Sequence[Tensor]) -> nn.Module:
+        from oakum.defenses.mid import BottleneckClassifier
+        from oakum.models.base import Classifier
+
+        classifier = build_classifier(size, given)
+        assert isinstance(classifier, Classifier)
+        return BottleneckClassifier(classifier)
+
+    return build
 
 
 def _part_of_prior(prior: str, part: str) -> Build:
@@ -332,6 +398,11 @@ def _part_of_prior(prior: str, part: str) -> Build:
 
 _IR_ORDERS = (("stem.", "groups.", "embed."), ("stem.", "embed.", "groups."))
 _GAN_SIZES = (_COLOR_64, _GREY_32, _COLOR_32)
+_VMI_SIZES = (_COLOR_64, _COLOR_32, _GREY_32)
+_VMI_MID_ORDERS = tuple(
+    ("classifier.stem.", "classifier.stages.", *(f"classifier.{name}." for name in order), "statistics.", "head.")
+    for order in (("feature_norm", "embed"), ("embed", "feature_norm"))
+)
 ROLES: dict[str, Role] = {
     "target_vgg16": Role(
         "target of the face experiments, defended or not",
@@ -343,11 +414,43 @@ ROLES: dict[str, Role] = {
         "target of the face experiments, defended by MID",
         "mid on vgg16_bn1d",
         (_COLOR_64, _COLOR_32),
-        _bottleneck,
+        _bottleneck(_classifier("vgg16_bn1d")),
         orders=(("classifier.stages.", "statistics.", "head."),),
     ),
+    "resnet_cls": Role(
+        "target of the VMI experiments: depth 34 at 64x64 or 10 at 32x32",
+        "resnet_cls",
+        _VMI_SIZES,
+        _embedding_resnet("resnet_cls"),
+    ),
+    "resnet_cls_h": Role(
+        "the same with hidden layers, as BiDO defends it",
+        "resnet_cls_h",
+        _VMI_SIZES,
+        _embedding_resnet("resnet_cls_h"),
+    ),
+    "resnet_vib": Role(
+        "the same, defended by MID",
+        "mid on resnet_cls",
+        _VMI_SIZES,
+        _bottleneck(_embedding_resnet("resnet_cls")),
+        orders=_VMI_MID_ORDERS,
+    ),
     "mcnn": Role("target of the MNIST experiments", "mcnn", (_GREY_32,), _classifier("mcnn")),
+    "mcnn_vib": Role(
+        "target of the MNIST experiments, defended by MID",
+        "mid on mcnn",
+        (_GREY_32,),
+        _bottleneck(_classifier("mcnn")),
+        orders=(("classifier.", "statistics.", "head."),),
+    ),
     "scnn": Role("evaluation network of the MNIST experiments", "scnn", (_GREY_32,), _classifier("scnn")),
+    "vgg19_evaluator": Role(
+        "evaluation network of the CIFAR-10 experiments",
+        "vgg19_evaluator",
+        (_COLOR_32,),
+        _classifier("vgg19_evaluator"),
+    ),
     "facenet112": Role(
         "evaluation network of the face experiments",
         "facenet112",

@@ -23,6 +23,7 @@ from oakum.session_home import Home
 from oakum.session_report import tracked_files, write_report
 from oakum.store import DamagedEntryError, Store
 from oakum.tracking import RunHeader, Tracker, TrackingStatus
+from oakum.weights import list_weights, weights_folder
 
 if TYPE_CHECKING:
     from oakum.pipeline.executor import Executor, Failure
@@ -87,13 +88,15 @@ def read_request(options: RunOptions) -> dict[str, Any]:
 
 
 def request_digest(data: dict[str, Any], where: str, home: Home) -> str:
-    """Return the digest of everything that a plan follows from: the request, the code, and the data's manifest.
+    """Return the digest of what a plan follows from: the request, the code, the data's manifest, and weights at hand.
 
     Raises:
         ConfigError: the request names no data set, or one that is not prepared.
     """
     prepared = ensure_prepared(_data_name(data, where), home.data)
-    return sha256_hex(canonical_json({"request": data, "code": package_digest(), "data": prepared.digest}))
+    weights = {entry.name: entry.file.sha256 for entry in list_weights(weights_folder(home.data)) if entry.file}
+    parts = {"request": data, "code": package_digest(), "data": prepared.digest, "weights": weights}
+    return sha256_hex(canonical_json(parts))
 
 
 def _data_name(data: dict[str, Any], where: str) -> str:

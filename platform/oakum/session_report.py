@@ -56,7 +56,7 @@ def real_images(record: RunRecord, home: Home, count: int = 4) -> dict[int, Any]
             image_size=config["data"]["image_size"],
             folds=config["folds"],
             experiment_seed=config["experiment_seed"],
-            seed_index=0,
+            seed_index=min(cell.seed for cell in record.cells),
         ),
         home.data,
     )

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from oakum.config import ConfigError, validate
+from oakum.defenses import bido as bido_module
 from oakum.defenses.base import Defense
 from oakum.defenses.bido import SKIPPED_BATCHES, BiDO, layer_dependences
 from oakum.metrics import dependence as dep
@@ -69,6 +70,28 @@ def test_loss_equals_a_layer_by_layer_twin(measure: str, label_kernel: str, sigm
         total = total + 0.05 * dep.dependence(z, on_x, measure) - 0.5 * dep.dependence(z, on_y, measure)
     torch.testing.assert_close(value, total.float(), rtol=1e-5, atol=1e-5)
     assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("measure", ["hsic", "coco"])
+def test_kernels_of_input_and_labels_are_made_and_prepared_once(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+    prepared: list[tuple[int, ...]] = []
+
+    def count_kernel(rows: torch.Tensor, *settings: object) -> torch.Tensor:
+        made.append(tuple(rows.shape))
+        return dep.kernel_matrix(rows, *settings)
+
+    def count_prepared(kernels: torch.Tensor, measure: str) -> object:
+        prepared.append(tuple(kernels.shape))
+        return dep.prepare(kernels, measure)
+
+    monkeypatch.setattr(bido_module, "kernel_matrix", count_kernel)
+    monkeypatch.setattr(bido_module, "prepare", count_prepared)
+    x, y = data(20)
+    hidden = [torch.rand(20, width) for width in (9, 8, 7)]
+    layer_dependences(hidden, x, F.one_hot(y, CLASSES).float(), measure=measure)
+    assert sorted(made) == sorted([(20, 12), (20, CLASSES), (20, 9), (20, 8), (20, 7)])
+    assert sorted(prepared) == [(3, 20, 20), (20, 20), (20, 20)]
 
 
 @pytest.mark.parametrize("measure", ["hsic", "coco"])

@@ -14,6 +14,7 @@ from oakum.models.base import Classifier, InputShape
 from oakum.models.mcnn import MCNN
 from oakum.models.small_cnn import SmallCNN
 from oakum.models.strided_cnn import StridedCNN
+from oakum.pipeline.training import initial_state
 from oakum.training.checkpoint import load_parts, save_parts
 from oakum.training.loop import LabeledData, NoCheckpoints, TrainingLoop
 from oakum.training.optimizers import build_optimizer
@@ -201,6 +202,53 @@ def test_initial_weights_are_kept_without_a_teacher() -> None:
         assert torch.equal(value, start[name]) == name.startswith(("block1.", "block2.")), name
 
 
+class Still(TrainingLoop):
+    """Trains nothing: the network is as it was at the start."""
+
+    def run(self, state: TrainState, loss: Any) -> nn.Module:
+        return state.model
+
+
+def start_of(settings: dict[str, Any], model: dict[str, Any], initial: dict[str, Tensor] | None) -> TrainState:
+    config = {
+        "model": {**model, "initial_weights": "mine"},
+        "defense": {"name": "transfer_freeze", **settings},
+        "input_shape": [3, 32, 32],
+        "num_classes": CLASSES,
+        "seed": 11,
+    }
+    return initial_state(config, Recipe(epochs=1), torch.device("cpu"), initial)
+
+
+@pytest.mark.parametrize("source", ["weights", "public"])
+@pytest.mark.parametrize(
+    ("model", "first_trainable", "fresh"),
+    [
+        ({"name": "small_cnn", "width": 2}, "block3", ("head.",)),
+        ({"name": "vgg16_bn1d", "width": 2}, "stages.4", ("feature_norm.", "head.")),
+        ({"name": "vgg16_bn1d", "width": 2}, "head", ("head.",)),
+    ],
+    ids=["small_cnn", "vgg16", "vgg16 with a frozen feature_norm"],
+)
+def test_a_head_that_the_initial_weights_fit_is_fresh_too(
+    model: dict[str, Any], first_trainable: str, fresh: tuple[str, ...], source: str
+) -> None:
+    settings = {"first_trainable": first_trainable, "source": source}
+    drawn = state_of(start_of(settings, model, None).model)
+    initial = {name: value + 1 for name, value in drawn.items()}
+    state = start_of(settings, model, initial)
+    assert torch.equal(state_of(state.model)["head.weight"], initial["head.weight"])
+    known: Any = start_of(settings, model, {name: value + 2 for name, value in drawn.items()}).model.classifier
+    teachers = {"source": lambda: known} if source == "public" else {}
+    before = torch.get_rng_state()
+    loop = Still(data(), None, Recipe(epochs=1), teachers=teachers)
+    found = state_of(freezing(**settings).fit(state, loop))
+    kept = state_of(known) if source == "public" else initial
+    for name, value in found.items():
+        assert torch.equal(value, (drawn if name.startswith(fresh) else kept)[name]), name
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("model", [network, lambda: loaded(None)], ids=["unknown to the model", "not given"])
 def test_models_without_initial_weights_are_refused(model: Any) -> None:
     with pytest.raises(ConfigError, match=r"set model\.initial_weights or defense\.source: public"):
@@ -274,3 +322,10 @@ def test_layers_that_no_weights_fit_are_not_frozen_at_random() -> None:
     model.left_as_drawn = ("block1.", "head.")
     with pytest.raises(ConfigError, match=r"nothing that fits 'block1.*at random values"):
         TransferFreeze(weights).build(model)
+
+
+def test_initial_weights_trained_with_another_normalization_are_refused() -> None:
+    model = SmallCNN(SmallCNN.Config(width=2, initial_weights="mine"), InputShape((1, 8, 8)), CLASSES)
+    freezing(source="weights").build(model)
+    with pytest.raises(ConfigError, match="norm 'group' would replace the normalization that the initial weights"):
+        freezing(source="weights", norm="group").build(model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,34 @@ from oakum.defenses.bido import layer_dependences
 from oakum.metrics import dependence as dep
 from oakum.metrics import inversion
 
+HERE = Path(__file__).parent
 SIGMAS = {"sigma5": 5.0, "sigma1": 1.0, "sigmaMedian": "median"}
+
+# Where HSIC is saturated its gradient is small, and an explicit inverse in float32 returns mostly rounding errors.
+# These stored values are not compared; EXCLUDED.md lists the same keys. Each test proves that its value is noise.
+NOISE = frozenset(
+    {
+        "dep0/hsic_zx_grad_z/sigma5",
+        "dep0/hsic_zy_grad_z/IMQ/sigma5",
+        "dep0/hsic_zy_grad_z/gaussian/sigma5",
+        "dep0/hsic_zy_grad_z/linear/sigma5",
+        "dep2/hsic_zx_grad_z/sigma5",
+        "dep2/hsic_zy_grad_z/IMQ/sigma5",
+        "dep2/hsic_zy_grad_z/gaussian/sigma5",
+        "dep2/hsic_zy_grad_z/linear/sigma5",
+        "bido0/HSIC/linear/grad_hidden1",
+        "bido0/HSIC/linear/grad_hidden2",
+    }
+)
+# Compared, but with 15% of the largest entry instead of 5%: the stored values are 7 to 12% off the formula in float64.
+ROUNDED = frozenset(
+    {
+        "dep1/hsic_zy_grad_z/linear/sigma5",
+        "bido0/HSIC/linear/grad_hidden0",
+        "bido1/HSIC/linear/grad_hidden0",
+        "bido1/HSIC/linear/grad_hidden1",
+    }
+)
 
 
 def measured(case, dtype: torch.dtype, z: torch.Tensor | None = None, norm: str = "frobenius") -> torch.Tensor:
@@ -65,11 +95,25 @@ def released_gradient(case, dtype: torch.dtype) -> torch.Tensor:
     return z.grad
 
 
-def skip_if_rounding_noise(single: torch.Tensor, double: torch.Tensor) -> None:
-    """Where HSIC is saturated its gradient is small, and float32 with an explicit inverse returns mostly noise."""
-    noise = ((single.double() - double).abs().max() / double.abs().max()).item()
-    if noise > 5e-2:
-        pytest.skip(f"the stored float32 gradient is noise: the released formula in float32 is {noise:.0%} off float64")
+def share_off(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the largest error of `value`, as a share of the largest entry of `exact`."""
+    return ((value.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+def compare_hsic_gradients(
+    key: str, ours: torch.Tensor, exact: torch.Tensor, single: torch.Tensor, stored: torch.Tensor
+) -> None:
+    """Hold our gradient against the released formula in float64 (`exact`), and against the stored value.
+
+    A key of `NOISE` must be noise: far from `exact`, as the released formula is when it is evaluated in float32
+    (`single`) here, too.
+    """
+    assert_allclose(ours, exact, atol=1e-3 * exact.abs().max())
+    if key in NOISE:
+        proven = share_off(stored, exact) > 0.4 and share_off(single, exact) > 0.1
+        assert proven, f"the stored {key} is no noise: compare it, and take it out of NOISE and EXCLUDED.md"
+        return
+    assert_allclose(ours, stored, atol=(0.15 if key in ROUNDED else 5e-2) * stored.abs().max())
 
 
 def check_coco_gradient(case) -> None:
@@ -82,11 +126,8 @@ def check_coco_gradient(case) -> None:
 def check_hsic_gradient(case) -> None:
     z = case.tensor(f"{case.groups['root']}/z").requires_grad_(True)
     measured(case, torch.float32, z).backward()
-    exact = released_gradient(case, torch.float64)
-    assert_allclose(z.grad, exact, atol=1e-3 * exact.abs().max())
-    skip_if_rounding_noise(released_gradient(case, torch.float32), exact)
-    expected = case[case.name]
-    assert_allclose(z.grad, expected, atol=5e-2 * np.abs(expected).max())
+    exact, single = (released_gradient(case, dtype) for dtype in (torch.float64, torch.float32))
+    compare_hsic_gradients(case.name, z.grad, exact, single, case.tensor(case.name))
 
 
 def check_objective(case) -> None:
@@ -153,14 +194,13 @@ def check_bido_gradient(case) -> None:
     total.backward()
     of = case.groups["of"]
     value = logits if of == "logits" else hidden[int(of.removeprefix("hidden"))]
-    expected = case[case.name]
-    share = 1e-3
     if case.groups["measure"] == "HSIC" and of != "logits":
-        share = 5e-2
-        exact = released_bido_gradient(case, int(of.removeprefix("hidden")), torch.float64)
-        assert_allclose(value.grad, exact, atol=1e-3 * exact.abs().max())
-        skip_if_rounding_noise(released_bido_gradient(case, int(of.removeprefix("hidden")), torch.float32), exact)
-    assert_allclose(value.grad, expected, atol=share * np.abs(expected).max())
+        layer = int(of.removeprefix("hidden"))
+        exact, single = (released_bido_gradient(case, layer, dtype) for dtype in (torch.float64, torch.float32))
+        compare_hsic_gradients(case.name, value.grad, exact, single, case.tensor(case.name))
+        return
+    expected = case[case.name]
+    assert_allclose(value.grad, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def released_bido_gradient(case, layer: int, dtype: torch.dtype) -> torch.Tensor:
@@ -310,3 +350,38 @@ RULES = [
 
 def test_vectors(golden_case) -> None:
     golden_case.check(golden_case)
+
+
+def excluded_patterns() -> list[str]:
+    """Return the key patterns of the first column of EXCLUDED.md; a table escapes their bars."""
+    found = re.findall(r"^\| `(.+?)` \|", (HERE / "EXCLUDED.md").read_text(), flags=re.MULTILINE)
+    return [pattern.replace("\\|", "|") for pattern in found]
+
+
+def test_excluded_are_the_keys_that_are_noise_and_no_others() -> None:
+    keys = [key for file in sorted((HERE / "data").glob("*.npz")) for key in np.load(file, allow_pickle=False).files]
+    patterns = excluded_patterns()
+    assert all(any(re.fullmatch(pattern, key) for key in keys) for pattern in patterns), "EXCLUDED.md: no such key"
+    excluded = {key for key in keys if any(re.fullmatch(pattern, key) for pattern in patterns)}
+    assert {key for key in excluded if re.match(OWNS, key)} == NOISE
+    assert set(keys) >= ROUNDED and not ROUNDED & NOISE
+
+
+@pytest.mark.parametrize(
+    "key", ["dep1/hsic_zx_grad_z/sigma5", "bido1/HSIC/linear/grad_hidden1", "dep3/hsic_zx_grad_z/sigma5"]
+)
+def test_a_key_that_is_not_listed_is_compared_however_noisy_the_formula_is(key: str) -> None:
+    exact = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    compare_hsic_gradients(key, exact, exact, single=-exact, stored=exact)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        compare_hsic_gradients(key, exact, exact, single=-exact, stored=-exact)
+
+
+def test_a_listed_key_has_to_be_noise_and_our_gradient_right() -> None:
+    key, exact = "dep0/hsic_zx_grad_z/sigma5", torch.linspace(-1, 1, 12, dtype=torch.float64)
+    compare_hsic_gradients(key, exact, exact, single=-exact, stored=-exact)
+    for single, stored in ((-exact, exact), (exact, -exact)):
+        with pytest.raises(AssertionError, match="is no noise: compare it"):
+            compare_hsic_gradients(key, exact, exact, single, stored)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        compare_hsic_gradients(key, 1.01 * exact, exact, single=-exact, stored=-exact)

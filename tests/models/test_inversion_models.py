@@ -18,7 +18,7 @@ from oakum import registry
 from oakum.config import ConfigError
 from oakum.models._improved_residual import FACE_SIZE, Gate, enlarge
 from oakum.models._torchvision_names import vgg16_bn_features
-from oakum.models.base import Classifier, InputShape, count_parameters, same_architecture
+from oakum.models.base import Classifier, InputShape, count_parameters, same_architecture, same_up_to_sizes
 from oakum.models.vgg16_bn1d import VGG16BN1d
 
 CLASSES = 5
@@ -337,6 +337,13 @@ def test_one_network_under_two_names_is_one_architecture() -> None:
     assert not same_architecture(facenet64, on_meta("facenet112", (3, 64, 64), 10))
     assert not same_architecture(ir50, on_meta("ir152", (3, 64, 64), 10))
     assert not same_architecture(*(on_meta(name, (3, 64, 64), 10) for name in ("vgg16_bn1d", "vgg19_evaluator")))
+
+
+def test_networks_for_two_image_sizes_are_one_architecture_up_to_sizes() -> None:
+    facenet64 = on_meta("facenet64", (3, 64, 64), 10)
+    assert same_up_to_sizes(facenet64, on_meta("facenet112", (3, 64, 64), 10))
+    for name in ("ir152", "ir_se50", "resnet18_bido", "vgg16_bn1d"):
+        assert not same_up_to_sizes(facenet64, on_meta(name, (3, 64, 64), 10)), name
 
 
 @pytest.mark.parametrize("name", NAMES)

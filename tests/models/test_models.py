@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from oakum import registry
 from oakum.config import ConfigError
-from oakum.models.base import Classifier, InputShape, count_parameters, predict_log_probabilities, same_architecture
+from oakum.models.base import (
+    Classifier,
+    InputShape,
+    count_parameters,
+    predict_log_probabilities,
+    same_architecture,
+    same_up_to_sizes,
+)
 from oakum.models.mcnn import MCNN
 from oakum.models.mlp import MLP
 from oakum.models.small_cnn import SmallCNN
@@ -128,3 +137,13 @@ def test_same_architecture() -> None:
     shape = InputShape((1, 16, 16))
     narrow, wide = (SmallCNN(SmallCNN.Config(width=width), shape, 5) for width in (4, 8))
     assert not same_architecture(narrow, wide)
+
+
+def test_same_up_to_sizes() -> None:
+    def small(side: int, **config: Any) -> SmallCNN:
+        return SmallCNN(SmallCNN.Config(**config), InputShape((1, side, side)), 5)
+
+    assert same_up_to_sizes(small(16, width=4), small(32, width=8))
+    assert same_up_to_sizes(small(16), build("small_cnn", num_classes=3))
+    assert not same_up_to_sizes(small(16), small(16, kernel=5))
+    assert not same_up_to_sizes(small(16), build("strided_cnn"))

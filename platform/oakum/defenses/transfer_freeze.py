@@ -12,6 +12,7 @@ from oakum.config import ConfigError
 from oakum.defenses.base import Defense, Teacher
 from oakum.models.base import Classifier
 from oakum.registry import Source
+from oakum.seeding import derive_seed
 from oakum.training.loop import TrainingLoop, unwrap
 from oakum.training.state import TrainState
 
@@ -61,8 +62,9 @@ class TransferFreeze(Defense):
     """Starts from a model of public data and trains only the late layers, with a fresh head, on private data.
 
     The source has the same network. With `source: public` it is the undefended model of the public fold with the
-    original classes, trained by the same recipe; with `source: weights` it is the model's initial weights. All layers
-    but the head (the model's `head_modules`) start from it; those before `first_trainable` keep its values bit for bit.
+    original classes, trained by the same recipe; with `source: weights` it is the model's initial weights. Layers
+    before `first_trainable` keep its values bit for bit, and those after it start from it. Only what is trained of the
+    head (the model's `head_modules`) starts from values drawn from the training's seed, whatever the source has there.
 
     Differs from the released code: frozen normalization keeps the source's statistics, which the authors' code goes on
     adapting to private data, and `first_trainable` names a layer instead of counting it. The authors pretrain on
@@ -103,12 +105,17 @@ class TransferFreeze(Defense):
 
         Raises:
             ConfigError: the model has no such layer, or no initial weights to keep, or these did not fit a layer that
-                is to be frozen: it would stay random.
+                is to be frozen (it would stay random), or belong to another normalization.
         """
         if self.config.source == "weights" and model.config.initial_weights is None:
             raise ConfigError(
                 "transfer_freeze: source 'weights' keeps the model's initial weights, but it has none; set "
                 "model.initial_weights or defense.source: public"
+            )
+        if self.config.source == "weights" and self.config.norm != "model":
+            raise ConfigError(
+                "transfer_freeze: norm 'group' would replace the normalization that the initial weights were trained "
+                "with; leave defense.norm out, or set defense.source: public"
             )
         classifier = super().build(model)
         assert isinstance(classifier, Classifier)
@@ -130,6 +137,8 @@ class TransferFreeze(Defense):
         """
         network = unwrap(state.model)
         assert isinstance(network, PartlyFrozen)
+        if network.classifier.config.initial_weights is not None:
+            self._draw_head(network, state.seed)
         if self.config.source == "public":
             take_over(network, loop.teachers[SOURCE]().state_dict())
         before = {name: value.clone() for name, value in network.classifier.state_dict().items()}
@@ -141,6 +150,17 @@ class TransferFreeze(Defense):
             raise RuntimeError(f"transfer_freeze: training changed the frozen tensor {changed[0]!r}")
         return trained
 
+    @torch.no_grad()
+    def _draw_head(self, network: PartlyFrozen, seed: int) -> None:
+        """Give the head, where it is trained, the values that a training of this seed without initial weights draws."""
+        classifier = network.classifier
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            drawn = type(classifier)(classifier.config, classifier.input_shape, classifier.num_classes)
+        own, fresh = classifier.state_dict(), super().build(drawn).state_dict()
+        for name in _names_of_head(classifier) - network.frozen:
+            own[name].copy_(fresh[name])
+
 
 def take_over(network: PartlyFrozen, source: dict[str, Tensor]) -> None:
     """Copy the frozen tensors, and all others but the head's, from a source's state into a network, in place.
@@ -149,8 +169,8 @@ def take_over(network: PartlyFrozen, source: dict[str, Tensor]) -> None:
         ConfigError: the source lacks one of them, or has it in another shape; nothing is copied then.
     """
     own = network.classifier.state_dict()
-    head = tuple(f"{name}." for name in network.classifier.head_modules)
-    wanted = [name for name in own if name in network.frozen or not name.startswith(head)]
+    fresh = _names_of_head(network.classifier) - network.frozen
+    wanted = [name for name in own if name not in fresh]
     for name in wanted:
         if name not in source or source[name].shape != own[name].shape:
             found = f"has it with shape {tuple(source[name].shape)}" if name in source else "has none"
@@ -160,6 +180,11 @@ def take_over(network: PartlyFrozen, source: dict[str, Tensor]) -> None:
             )
     for name in wanted:
         own[name].copy_(source[name])
+
+
+def _names_of_head(classifier: Classifier) -> frozenset[str]:
+    head = tuple(f"{name}." for name in classifier.head_modules)
+    return frozenset(name for name in classifier.state_dict() if name.startswith(head))
 
 
 def _tensors_before(classifier: Classifier, first_trainable: str) -> frozenset[str]:

@@ -39,6 +39,8 @@ class Classifier(nn.Module):
         head_modules: names of the modules between the trunk and the logits.
         fresh_prefixes: beginnings of the names of weights that `load_initial` may leave as drawn: the head, and what
             depends on the classes or the image size.
+        published_start: what the published recipe starts training from, such as "ImageNet"; None: random values. A plan
+            warns of a target without initial weights whose recipe has some.
         version: see `Defense.version`.
     """
 
@@ -47,6 +49,7 @@ class Classifier(nn.Module):
     trunk_width: int = 0
     head_modules: ClassVar[tuple[str, ...]] = ("head",)
     fresh_prefixes: ClassVar[tuple[str, ...]] = ()
+    published_start: ClassVar[str | None] = None
     version: ClassVar[int | None] = None
     _mean: Tensor
     _std: Tensor
@@ -174,6 +177,24 @@ def same_architecture(first: nn.Module, second: nn.Module) -> bool:
     a = {name: tuple(p.shape[1:]) for name, p in first.named_parameters()}
     b = {name: tuple(p.shape[1:]) for name, p in second.named_parameters()}
     return a == b
+
+
+def same_up_to_sizes(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules are the same layers with equal kernels; widths, image size and number of classes may differ.
+
+    The layers have to be the same by name or, under whatever names, in their order. Only layers with parameters are
+    compared: their types and the shapes of their kernels.
+    """
+    a, b = _layers(first), _layers(second)
+    return a == b or list(a.values()) == list(b.values())
+
+
+def _layers(network: nn.Module) -> dict[str, tuple[type[nn.Module], tuple[torch.Size, ...]]]:
+    """Return name -> type and kernel shapes of each layer that has parameters of its own, in their order."""
+    own = {name: (layer, tuple(layer.parameters(recurse=False))) for name, layer in network.named_modules()}
+    return {
+        name: (type(layer), tuple(each.shape[2:] for each in found)) for name, (layer, found) in own.items() if found
+    }
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from oakum.models._staged import require_image
 from oakum.models._vgg_bn1d import NormalizedVGG
 from oakum.models.base import InputShape
@@ -21,6 +23,7 @@ class VGG16BN1d(NormalizedVGG):
     """
 
     source = BIDO
+    published_start: ClassVar[str | None] = "ImageNet"
 
     class Config(NormalizedVGG.Config):
         pass

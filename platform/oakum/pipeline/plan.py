@@ -15,7 +15,7 @@ from oakum.models.base import InputShape
 from oakum.pipeline.experiment import Experiment, Method, resolve_method
 from oakum.pipeline.fingerprint import fingerprint
 from oakum.pipeline.folds import CANARY_TRAIN_FOLD, FoldSet, Selection, plan_folds
-from oakum.pipeline.plan_inversion import InversionPlanner
+from oakum.pipeline.plan_inversion import CONTROL_FOLD, InversionPlanner
 from oakum.pipeline.plan_models import ModelPlanner, Placement, check_model
 from oakum.pipeline.stage import Resources, Stage
 from oakum.records import canonical_json, sha256_hex
@@ -114,7 +114,7 @@ class _Planner:
             for seed in self.file.seeds
             for label, method in self.experiment.settings.items()
         )
-        plan = Plan(self.experiment, cells, shared, self._data(), tuple(self.warnings))
+        plan = Plan(self.experiment, cells, shared, self._data(), (*self.warnings, *self.inversion.warnings))
         for stage in plan.stages():
             if "test" in stage.folds and stage.kind not in _MAY_READ_TEST:
                 raise AssertionError(f"stage {stage.label} reads the test fold")
@@ -151,6 +151,7 @@ class _Planner:
             except ConfigError as error:
                 raise ConfigError(f"{self.where}: settings.{label}: {error}") from error
             self.warnings += self._batch_norm_warnings(label, network)
+        self.warnings += self._start_warnings()
         if self.experiment.evaluation_model is not None:
             other = self.experiment.evaluation_model
             other.cls(other.config, shape, len(self.private_classes))
@@ -159,12 +160,23 @@ class _Planner:
         for prior in self.experiment.priors.values():
             prior.cls(prior.config, shape, len(self.private_classes)).build()
         self._check_folds(first)
-        self._require_a_batch(self.file.recipe, "train", "recipe")
+        for fold, recipe in self._trained_by_recipe().items():
+            self._require_a_batch(recipe, fold, "recipe")
         if self.file.evaluation is not None:
             evaluation = self.file.evaluation
             self._require_a_batch(evaluation.recipe, evaluation.fold, "evaluation.recipe")
             if evaluation.second is not None:
                 self._require_a_batch(evaluation.second.recipe, evaluation.fold, "evaluation.second.recipe")
+
+    def _start_warnings(self) -> list[str]:
+        model = self.experiment.model
+        if model.cls.published_start is None or model.config.initial_weights is not None:
+            return []
+        return [
+            f"model: {model.name} starts from random values, although its published recipe starts from "
+            f"{model.cls.published_start} weights; get them with `oakum import torchvision --name NAME` (color images, "
+            "default width) and set model.initial_weights: NAME"
+        ]
 
     def _batch_norm_warnings(self, label: str, network: nn.Module) -> list[str]:
         workers = self.file.execution.workers
@@ -202,6 +214,20 @@ class _Planner:
                     "a class threshold falls back to the one of all" if fold in SHADOW_FOLDS else "it is not learned"
                 )
                 self.warnings.append(f"fold {fold!r} has no sample of class {min(missing)}: {effect}")
+
+    def _trained_by_recipe(self) -> dict[str, Recipe]:
+        """Return the folds that targets, shadow models, controls and their teachers learn from, with their recipes."""
+        recipe = self.file.recipe
+        found = {"train": recipe}
+        if self.has_shadows:
+            found["shadow_train"] = recipe
+        if self.inversion.has_control:
+            found[CONTROL_FOLD] = recipe
+        defenses = [method.cls(method.config) for method in self.experiment.settings.values()]
+        if any(teacher.public for defense in defenses for teacher in defense.teachers().values()):
+            # As ModelPlanner trains them.
+            found["public"] = recipe.model_copy(update={"images_per_class": None})
+        return found
 
     def _require_a_batch(self, recipe: Recipe, fold: str, place: str) -> None:
         """Refuse a recipe that drops the only batch of its fold: it would train nothing without a word."""

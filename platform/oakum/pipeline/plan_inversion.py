@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from oakum.config import ConfigError
-from oakum.models.base import InputShape, same_architecture
+from oakum.models.base import InputShape, same_architecture, same_up_to_sizes
 from oakum.pipeline.experiment import ChosenAttack, Experiment, Method, prior_for, resolve_method
 from oakum.pipeline.folds import FoldSet
 from oakum.pipeline.plan_models import ModelPlanner, Placement, StageMaker
@@ -28,7 +28,12 @@ class ExtractorFiles(Protocol):
 
 
 class InversionPlanner:
-    """Plans everything that inversion attacks of one experiment need."""
+    """Plans everything that inversion attacks of one experiment need.
+
+    Attributes:
+        has_control: whether the no-target control is trained.
+        warnings: what is allowed and yet doubtful; complete once `shared` was called.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class InversionPlanner:
         input_shape: list[int],
         extractor_files: ExtractorFiles,
     ) -> None:
+        self.warnings: list[str] = []
         self._experiment = experiment
         self._file = experiment.file
         self._make = make_stage
@@ -74,7 +80,10 @@ class InversionPlanner:
                 self._refuse_private_classes("public")
 
     def _check_architectures(self) -> None:
-        """Refuse judges that have, under whatever name, the network of the target or of each other."""
+        """Refuse judges that have, under whatever name, the network of the target or of each other.
+
+        A judge with the target's architecture at another size is what papers on faces use: the plan warns of it.
+        """
         shape = InputShape(tuple(self._input_shape))
         networks: dict[str, nn.Module] = {}
         chosen = {
@@ -92,6 +101,12 @@ class InversionPlanner:
                     raise ConfigError(
                         f"{place}: {method.name!r} is the same network as that of {other}; choose another architecture"
                     )
+            if "the target" in networks and same_up_to_sizes(network, networks["the target"]):
+                self.warnings.append(
+                    f"{place}: {method.name!r} has the target's architecture at another size: it may err as the target "
+                    "does, which flatters the attack accuracy; choose another architecture, or trust only what a judge "
+                    "that has another one confirms"
+                )
             networks[place] = network
 
     def _require_attacked_classes(self, fold: str, reader: str) -> None:
@@ -272,15 +287,9 @@ class InversionPlanner:
                 f"fold {CONTROL_FOLD!r} has {len(folds.control_classes)} classes; the control needs as many as there "
                 f"are private ones ({len(self._private_classes)})"
             )
-        recipe, count = self._file.recipe, len(folds.require(CONTROL_FOLD))
-        if recipe.drop_last and count < recipe.batch_size:
-            raise ConfigError(
-                f"recipe: drop_last leaves the control no batch: fold {CONTROL_FOLD!r} has {count} samples, batch_size "
-                f"is {recipe.batch_size}; let it take more rows, or remove drop_last"
-            )
         placement = Placement("evaluation", folds, {"train": CONTROL_FOLD}, own, f"control/{seed}", labels="control")
         stage = self._models.model(self._none, placement).stage
-        if recipe.select == "last":
+        if self._file.recipe.select == "last":
             return stage
         return replace(stage, config={**stage.config, "recipe": {**stage.config["recipe"], "select": "last"}})
 

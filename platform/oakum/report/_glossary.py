@@ -90,7 +90,7 @@ TERMS: tuple[tuple[str, str], ...] = (
         "Embedder",
         "A network that was trained on other data to tell faces apart, such as FaceRes, and never saw this run's "
         "images. It recognizes a reconstruction whose features point nearest to the mean of the attacked class, among "
-        "those of all classes.",
+        "those of the attacked classes; chance is one of these.",
     ),
     (
         "No-target control",
