@@ -77,7 +77,7 @@ def test_files_that_are_no_experiment(
         assert answer.code == 2 and said in answer.err and "bad.yaml" in answer.err
 
 
-def test_a_misspelt_key_names_its_path_and_the_nearest_before_anything_starts(
+def test_a_misspelled_key_names_its_path_and_the_nearest_before_anything_starts(
     home: Home,
     oakum: Callable[..., Any],
     tiny: dict[str, Any],

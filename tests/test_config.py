@@ -242,6 +242,6 @@ def test_an_override_that_cannot_be_applied_is_quoted(override: str, message: st
     assert repr(override) in str(caught.value)
 
 
-def test_a_misspelt_override_is_found_by_validation() -> None:
+def test_a_misspelled_override_is_found_by_validation() -> None:
     data = apply_overrides({"name": "x"}, ["recipe.epoch=3"])
     assert problem(data) == "file.yaml: recipe.epoch: unknown key; did you mean 'epochs'?"

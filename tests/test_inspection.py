@@ -75,7 +75,7 @@ def test_why_says_that_an_entry_is_alone(finished: Any, oakum: Callable[..., Any
 
 @pytest.fixture
 def with_leftovers(finished_again: Any, tmp_path: Path) -> Home:
-    """A store whose second plan was forgotten: its inversions and judgements are needed by nobody."""
+    """A store whose second plan was forgotten: its inversions and judgments are needed by nobody."""
     folder = tmp_path / "home"
     shutil.copytree(finished_again.first.home.folder, folder)
     home = Home(folder, str(folder / "store"))

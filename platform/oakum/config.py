@@ -272,7 +272,7 @@ def validate(model: type[ConfigType], data: Any, where: str) -> ConfigType:
     `where` names the place (`quickstart.yaml`, `quickstart.yaml: recipe`) and starts every line of the error.
 
     Raises:
-        ConfigError: one line for each problem; misspelt keys name the nearest valid key.
+        ConfigError: one line for each problem; misspelled keys name the nearest valid key.
     """
     try:
         return model.model_validate_json(json.dumps(data, default=_plain), strict=True)

@@ -154,7 +154,7 @@ def run(options: RunOptions, home: Home) -> RunResult:
 
 
 def _check_file(data: dict[str, Any], where: str) -> None:
-    """Find what can be found wrong without the methods: a misspelt key must not wait for Ray and torch to start."""
+    """Find what can be found wrong without the methods: a misspelled key must not wait for Ray and torch to start."""
     from oakum.pipeline.experiment import ExperimentFile
 
     validate(ExperimentFile, data, where)

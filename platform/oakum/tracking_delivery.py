@@ -21,7 +21,7 @@ _PLAIN_FILES = {"model.safetensors", "config.json", "history.json"}
 _PUBLIC_FILES = {
     "evidence.parquet",
     "generator.safetensors",
-    "judgements.parquet",
+    "judgments.parquet",
     "reconstructions.safetensors",
     "samples.png",
 }

@@ -168,8 +168,8 @@ def test_inversion_attacks_run_and_are_judged(contract: Contract, name: str) -> 
     tensors = load(contract.read(name, "inversion.clean.gmi", "reconstructions.safetensors"))
     assert tensors["images"].shape == (CLASSES, 2, 1, 8, 8) and tensors["images"].dtype == torch.float32
     assert tensors["classes"].tolist() == list(range(CLASSES))
-    assert contract.stage(name, "judge.clean.gmi").files.keys() == {"judgements.parquet"}
-    table = contract.table(name, "judge.clean.gmi", "judgements.parquet")
+    assert contract.stage(name, "judge.clean.gmi").files.keys() == {"judgments.parquet"}
+    table = contract.table(name, "judge.clean.gmi", "judgments.parquet")
     assert table.keys() == {"class", "restart", "predicted", "correct", "confidence"}
     assert table["class"] == [label for label in range(CLASSES) for _ in range(2)] and table["restart"] == [0, 1] * 5
     top1 = contract.cells[name].metrics["inversion/gmi/top1"].value

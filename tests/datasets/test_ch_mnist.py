@@ -40,8 +40,8 @@ def test_folders_of_tiles(data_home: Path, tmp_path: Path, layout: str) -> None:
     assert samples.x.shape == (16, 1, 28, 28)
     assert samples.y.tolist() == [label for label in range(8) for _ in range(2)]
     for row, number in ((0, 0), (1, 1), (15, 71)):
-        grey = Image.fromarray(tile(number)).convert("L")
-        expected = grey.resize((28, 28), Image.Resampling.BILINEAR)
+        gray = Image.fromarray(tile(number)).convert("L")
+        expected = gray.resize((28, 28), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(samples.x[row, 0], np.asarray(expected))
     assert prepared.class_names == ("tumor", "stroma", "complex", "lympho", "debris", "mucosa", "adipose", "empty")
     assert not prepared.public

@@ -131,7 +131,7 @@ def test_public_may_share_classes_with_private_folds_only_where_no_persons_are_k
         draw_folds(rules, DIGITS, None, DIGITS, 0, 0)
 
 
-def test_misspelt_control() -> None:
+def test_misspelled_control() -> None:
     with pytest.raises(ConfigError, match="unknown fold 'controll'; did you mean 'control'"):
         config([{"take": {"controll": 5}}])
 

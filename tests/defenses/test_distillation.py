@@ -237,7 +237,7 @@ def test_a_resumed_training_ends_with_the_same_bits(augmentation: tuple[str, ...
     assert equal(resumed, expected) and len(loop.history) == 2
 
 
-def test_training_moves_towards_the_teacher() -> None:
+def test_training_moves_toward_the_teacher() -> None:
     knows = teacher()
     answers = knows.inner(data().x).detach()
     gaps = []

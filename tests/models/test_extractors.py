@@ -82,14 +82,14 @@ def test_what_an_extractor_declares(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXTRACTORS)
-def test_images_of_any_size_grey_or_color_become_features(name: str, built: Callable[[str], nn.Module]) -> None:
+def test_images_of_any_size_gray_or_color_become_features(name: str, built: Callable[[str], nn.Module]) -> None:
     network, width = built(name), extractor_of(name).feature_width
-    grey = images(2, 1, 12)
-    features = network(grey)
+    gray = images(2, 1, 12)
+    features = network(gray)
     assert features.shape == (2, width) and features.dtype == torch.float32 and features.isfinite().all()
     assert (features[0] != features[1]).any()
-    assert torch.equal(network(grey.expand(-1, 3, -1, -1)), features)
-    assert torch.equal(network(grey), features), "dropout or batch statistics are at work"
+    assert torch.equal(network(gray.expand(-1, 3, -1, -1)), features)
+    assert torch.equal(network(gray), features), "dropout or batch statistics are at work"
     with pytest.raises(ValueError, match=r"not shape \(2, 2, 8, 8\)"):
         network(torch.zeros(2, 2, 8, 8))
 

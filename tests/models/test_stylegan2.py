@@ -415,7 +415,7 @@ def test_divergence_names_the_update() -> None:
 
 
 def squares(count: int, size: int) -> Tensor:
-    """Return grey images (count, 1, size, size) with a bright square of a quarter of the area somewhere."""
+    """Return gray images (count, 1, size, size) with a bright square of a quarter of the area somewhere."""
     corners = torch.randint(size // 2, (count, 2), generator=torch.Generator().manual_seed(0))
     images = torch.full((count, 1, size, size), 0.1)
     for image, (row, column) in zip(images, corners.tolist(), strict=True):

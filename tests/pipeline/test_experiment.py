@@ -112,7 +112,7 @@ def test_every_problem_has_a_line(tiny: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in registry.available("defenses") if name != "none"])
-def test_a_misspelt_option_of_any_defense_names_its_path(tiny: dict[str, Any], name: str) -> None:
+def test_a_misspelled_option_of_any_defense_names_its_path(tiny: dict[str, Any], name: str) -> None:
     tiny["settings"] = {"mine": {"name": name, "no_such_option": 1}}
     assert "tiny.yaml: settings.mine.no_such_option: unknown key" in problem(tiny)
 

@@ -300,7 +300,7 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
     assert result.record.chance["inversion/vmi-gaussian/top1"] == 0.1
     store = Store.open(home.store_uri)
     judge = store.manifest(none.stages["judge.clean.kedmi"].kind, none.stages["judge.clean.kedmi"].key)
-    table = pq.read_table(io.BytesIO(store.read(judge, "judgements.parquet"))).to_pydict()
+    table = pq.read_table(io.BytesIO(store.read(judge, "judgments.parquet"))).to_pydict()
     assert table["class"] == [0, 0, 1, 1, 2, 2] and table["restart"] == [0, 1] * 3
     assert {"correct", "correct_second"} <= table.keys()
     profile = judge.summary["profile"]

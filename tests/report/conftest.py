@@ -138,7 +138,7 @@ def inversion(builder: Builder, place: str, top1: float, rng: np.random.Generato
         confidence=rng.random(CLASSES * restarts),
         correct=correct.ravel(),
     )
-    return made, builder.publish("judge", place, {"judgements.parquet": judged}), float(correct.mean())
+    return made, builder.publish("judge", place, {"judgments.parquet": judged}), float(correct.mean())
 
 
 def history(accuracy: float, rng: np.random.Generator) -> bytes:
@@ -250,14 +250,14 @@ def judged_inversion(builder: Builder, label: str, seed: int, attack: str) -> tu
         role = f"inversion.clean.{attack}" + (f".{number}" if tasks > 1 else "")
         content = save({"images": images[classes], "classes": classes})
         stages[role] = builder.publish("inversion", f"{place}|{number}", {"reconstructions.safetensors": content})
-    judgements = parquet(
+    judgments = parquet(
         **{"class": np.repeat(PRIVATE, RESTARTS)},
         restart=np.tile(np.arange(RESTARTS), CLASSES),
         correct=correct.ravel(),
         correct_second=second.ravel(),
         correct_faceres=face.ravel(),
     )
-    stages[f"judge.clean.{attack}"] = builder.publish("judge", place, {"judgements.parquet": judgements})
+    stages[f"judge.clean.{attack}"] = builder.publish("judge", place, {"judgments.parquet": judgments})
     distance = 300 - 200 * share + 5 * float(rng.normal())
     counts = f"singular covariance: {correct.size} and 500 samples for"
     few = f"no interval: {CLASSES} identities, needs 20"

@@ -136,7 +136,7 @@ def test_tasks_of_one_attack_are_joined_and_met_with_their_verdicts(searched: An
         found = load(searched.store.read(searched.store.manifest(stage.kind, stage.key), "reconstructions.safetensors"))
         images |= dict(zip(found["classes"].tolist(), found["images"], strict=True))
     judge = cell.stages[f"judge.clean.{attack}"]
-    content = searched.store.read(searched.store.manifest("judge", judge.key), "judgements.parquet")
+    content = searched.store.read(searched.store.manifest("judge", judge.key), "judgments.parquet")
     judged = pq.read_table(io.BytesIO(content)).to_pydict()
     for label, own in rows.items():
         item = own["bido 0.05/0.5"]

@@ -119,7 +119,7 @@ class FoldsConfig(FrozenConfig):
     private_classes: tuple[int, ...] | None = None
     sealed: tuple[Literal["test", "canary"], ...] = ()
 
-    # Not `min_length`: pydantic counts valid items only, so a misspelt key would also be reported as "too few".
+    # Not `min_length`: pydantic counts valid items only, so a misspelled key would also be reported as "too few".
     @field_validator("rules")
     @classmethod
     def _check_rules(cls, rules: tuple[FoldRule, ...], info: ValidationInfo) -> tuple[FoldRule, ...]:

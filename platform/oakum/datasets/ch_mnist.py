@@ -1,4 +1,4 @@
-"""CH-MNIST: tissue of colorectal cancer under the microscope, 28x28 grey, 8 kinds of texture."""
+"""CH-MNIST: tissue of colorectal cancer under the microscope, 28x28 gray, 8 kinds of texture."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _REPORT_EVERY = 500
 
 
 class ChMnist(DataSource):
-    """5,000 tiles of 150x150 pixels, made grey and resized to 28x28 by Pillow's averaging bilinear filter.
+    """5,000 tiles of 150x150 pixels, made gray and resized to 28x28 by Pillow's averaging bilinear filter.
 
-    No checksum is known to us: `matches_official` is None for 5,000 rows, else False. The 28x28 grey form is the one
+    No checksum is known to us: `matches_official` is None for 5,000 rows, else False. The 28x28 gray form is the one
     of the RelaxLoss experiments; Kaggle's CSV of that size was resized by other software, so that its pixels differ
     a little from those of the pictures.
     """
@@ -39,7 +39,7 @@ class ChMnist(DataSource):
         year=2016,
         link="https://doi.org/10.5281/zenodo.53169",
     )
-    summary = "5,000 microscope tiles of colorectal cancer, 28x28 grey, 8 classes (your own files)"
+    summary = "5,000 microscope tiles of colorectal cancer, 28x28 gray, 8 classes (your own files)"
     public = False
     license_note = "CC BY 4.0; tissue of patients, anonymized: cite Kather et al. (2016)."
 

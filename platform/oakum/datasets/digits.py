@@ -17,7 +17,7 @@ _LEVELS = 16
 
 
 class Digits(DataSource):
-    """1,797 digits, 8x8 grey, from the test part of the UCI optical digits."""
+    """1,797 digits, 8x8 gray, from the test part of the UCI optical digits."""
 
     source: ClassVar[Source | None] = Source(
         title="Optical Recognition of Handwritten Digits",
@@ -26,7 +26,7 @@ class Digits(DataSource):
         year=1998,
         link="https://doi.org/10.24432/C50P49",
     )
-    summary = "1,797 digits bundled with scikit-learn, 8x8 grey, 10 classes"
+    summary = "1,797 digits bundled with scikit-learn, 8x8 gray, 10 classes"
     public = True
     license_note = "UCI data, CC BY 4.0; bundled with scikit-learn (BSD-3)."
     embedded = True

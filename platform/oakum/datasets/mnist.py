@@ -1,4 +1,4 @@
-"""MNIST: 60,000 training and 10,000 test digits, 28x28 grey."""
+"""MNIST: 60,000 training and 10,000 test digits, 28x28 gray."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Mnist(DataSource):
         year=1998,
         link="https://doi.org/10.1109/5.726791",
     )
-    summary = "70,000 handwritten digits, 28x28 grey, 10 classes (parts train and test)"
+    summary = "70,000 handwritten digits, 28x28 gray, 10 classes (parts train and test)"
     public = True
     license_note = "MNIST has no license of its own; free for research with credit."
     official_digest = "19536a5bbb3311a4e0173762e767153a6d33304ceeb788181302fe9bf59ca164"

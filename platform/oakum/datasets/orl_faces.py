@@ -1,4 +1,4 @@
-"""ORL (AT&T) faces: 40 people, ten pictures each, 92x112 grey."""
+"""ORL (AT&T) faces: 40 people, ten pictures each, 92x112 gray."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OrlFaces(DataSource):
         year=1994,
         link="https://doi.org/10.1109/ACV.1994.341300",
     )
-    summary = "400 photographs of 40 people, 92x112 grey, class = person"
+    summary = "400 photographs of 40 people, 92x112 gray, class = person"
     public = False
     license_note = "AT&T Laboratories Cambridge: free with credit. Photographs of real people: do not publish them."
     packed_sha256: ClassVar[str] = "29dc8be72f658b13a25730033bab0b51b4058414abee5d2bb0f7c0c822981921"

@@ -1,4 +1,4 @@
-"""Label smoothing, positive or negative: train towards labels mixed with the uniform distribution."""
+"""Label smoothing, positive or negative: train toward labels mixed with the uniform distribution."""
 
 from __future__ import annotations
 

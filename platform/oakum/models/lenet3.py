@@ -1,4 +1,4 @@
-"""LeNet3: a small target network of the MNIST inversion experiments, for 28x28 grey images."""
+"""LeNet3: a small target network of the MNIST inversion experiments, for 28x28 gray images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MCNN: the target network of BiDO's MNIST experiments, for 32x32 grey images."""
+"""MCNN: the target network of BiDO's MNIST experiments, for 32x32 gray images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wide plain CNN: a target network of BiDO's code, for 64x64 grey images."""
+"""A wide plain CNN: a target network of BiDO's code, for 64x64 gray images."""
 
 from __future__ import annotations
 

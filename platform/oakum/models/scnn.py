@@ -1,4 +1,4 @@
-"""SCNN: the evaluation network of BiDO's MNIST experiments, for 32x32 grey images."""
+"""SCNN: the evaluation network of BiDO's MNIST experiments, for 32x32 gray images."""
 
 from __future__ import annotations
 

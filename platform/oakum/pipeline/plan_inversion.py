@@ -1,4 +1,4 @@
-"""The stages of inversion: evaluation models, priors, reconstructions, the no-target control, judgements."""
+"""The stages of inversion: evaluation models, priors, reconstructions, the no-target control, judgments."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class InversionPlanner:
         return stages
 
     def cell(self, setting: str, seed: int, target: Stage, shared: dict[str, Stage]) -> dict[str, Stage]:
-        """Return the stages of one cell: for each attack its reconstructions, the control's, and the judgement."""
+        """Return the stages of one cell: for each attack its reconstructions, the control's, and the judgment."""
         stages: dict[str, Stage] = {}
         attacks = [attack for attack in self._attacks() if attack.meets(setting, seed)]
         if not attacks:

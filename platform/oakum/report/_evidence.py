@@ -64,7 +64,7 @@ class Reconstruction:
 
     @property
     def is_recognized(self) -> bool | None:
-        """What the evaluation model says; None without its judgement."""
+        """What the evaluation model says; None without its judgment."""
         return self.verdicts.get(EVALUATOR)
 
     @property
@@ -244,7 +244,7 @@ def _parquet(stage: StageRef | None, name: str, store: EvidenceStore) -> dict[st
 
 def _verdicts(stage: StageRef | None, store: EvidenceStore) -> dict[int, dict[str, bool]]:
     """Return class -> judge -> verdict on the first restart; columns are `correct` and `correct_<judge>`."""
-    columns = _parquet(stage, "judgements.parquet", store)
+    columns = _parquet(stage, "judgments.parquet", store)
     if columns is None:
         return {}
     judges = {name: name.removeprefix("correct_") for name in columns if name.startswith("correct_")}

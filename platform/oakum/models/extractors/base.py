@@ -23,7 +23,7 @@ _COUNTER = ".num_batches_tracked"
 
 
 class FeatureNetwork(nn.Module):
-    """Images (B, C, H, W) in [0, 1] of any size, grey or RGB -> features (B, D) float32; differentiable."""
+    """Images (B, C, H, W) in [0, 1] of any size, gray or RGB -> features (B, D) float32; differentiable."""
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] not in (1, 3):

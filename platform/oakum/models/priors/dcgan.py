@@ -24,7 +24,7 @@ class DCGAN(Prior):
     """A GAN of 4x4 (transposed) convolutions for square images of 16, 32 or 64 pixels.
 
     The generator ends in tanh; images leave it, and enter the critic, in [0, 1]. With 100 latents and width 64 it has
-    3,576,704 parameters for 64x64 color images and 3,444,480 for 32x32 grey ones.
+    3,576,704 parameters for 64x64 color images and 3,444,480 for 32x32 gray ones.
 
     Differs from the released code: its generators have 300 parameters more (3,577,004 and 3,444,780), an embedding and
     a linear layer for class labels that nothing uses; they are left out. The critic with spectral normalization has no

@@ -27,7 +27,7 @@ class InversionGAN(Prior):
     The discriminator has a logit for each class of the target and none for fakes: log-sum-exp of its logits is the
     logit of "real". It learns the target's scores on public images, and the generator matches its features. With the
     default sizes it has 18,888,936 parameters for 1000 classes of 64x64 color images, 14,154,949 for 5 classes of
-    32x32 grey images; the generator is WGAN-GP's.
+    32x32 gray images; the generator is WGAN-GP's.
 
     Differs from the released code: the target stays in eval mode and gets no gradients, so that training a prior
     leaves it as it is, and the three batches of a step are drawn independently with replacement instead of from three

@@ -20,7 +20,7 @@ class WGANGP(Prior):
     """The GAN of GMI and BiDO for square images of 4 * 2^n pixels.
 
     With 100 latents, 64x64 color images and width 64 it has 5,142,083 (generator) and 4,316,545 (critic)
-    parameters; with 32x32 grey images 1,443,777 and 1,030,913.
+    parameters; with 32x32 gray images 1,443,777 and 1,030,913.
 
     Differs from the released code: batches are drawn with replacement, each step from a stream of its own, and the
     budget counts critic steps. The published 300 epochs of 30,000 CelebA images are 140,625 of them; MNIST's published

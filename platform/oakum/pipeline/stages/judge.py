@@ -1,4 +1,4 @@
-"""Judge reconstructions; payload: `judgements.parquet`, one row for each reconstruction.
+"""Judge reconstructions; payload: `judgments.parquet`, one row for each reconstruction.
 
 Beside the reconstructions of the target, those of the control (a model of other people, attacked alike) and the prior's
 unoptimized samples are judged: what they reach, an attack reaches without any leak.
@@ -70,7 +70,7 @@ class Opinion:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Judge reconstructions by the evaluation models and feature networks; payload: `judgements.parquet`."""
+    """Judge reconstructions by the evaluation models and feature networks; payload: `judgments.parquet`."""
     made, unoptimized = _made(context, "inversion")
     assert made is not None
     leakless = Leakless(_made(context, "control")[0], unoptimized)
@@ -245,11 +245,11 @@ def _write(context: StageContext, made: Made, mine: Opinion, hits: dict[str, NDA
         "confidence": confidence,
         **hits,
     }
-    pq.write_table(pa.table(table), context.output / "judgements.parquet")
+    pq.write_table(pa.table(table), context.output / "judgments.parquet")
 
 
 def _profile(context: StageContext, made: Made, real: int) -> dict[str, Any]:
-    """Return what must be equal for two judgements to be comparable; `real` counts the real images."""
+    """Return what must be equal for two judgments to be comparable; `real` counts the real images."""
     task = context.task
     evaluator = context.input("evaluator")
     classes = len(np.unique(made.wanted))
