@@ -130,7 +130,7 @@ def spread(cells: Iterable[CellRecord], key: str) -> Spread:
 
 
 def paired_difference(setting: Spread, baseline: Spread) -> Difference:
-    """Return `setting` minus `baseline` over the seeds that both resolve (design.md section 7)."""
+    """Return `setting` minus `baseline` over the seeds that both resolve (docs/design.md, Numbers)."""
     seeds = [seed for seed in setting.values if seed in baseline.values]
     values = {seed: setting.values[seed] - baseline.values[seed] for seed in seeds}
     count = len(values)
