@@ -15,6 +15,9 @@ class LeNet3(Classifier):
 
     3,269,509 parameters with 1 channel and 5 classes. Taps: 32x14x14 and 64x7x7 after pooling, and the 1024-wide
     hidden layer, which is the trunk too.
+
+    Differs from the released code: there the feature that is handed on is the flat 3136-wide output of the second
+    convolution, before the hidden layer; here a head that a defense puts in place of the linear one reads 1024 values.
     """
 
     source = BIDO

@@ -17,7 +17,8 @@ class ResNetCls(EmbeddingResNet):
     21,362,446 parameters with depth 34, embedding 50, 64x64 color images and 1000 classes. For images of 16x16 pixels
     and more.
 
-    Differs from the released code: returns logits, not log-softmax.
+    Differs from the released code: returns logits, not log-softmax, and takes inputs in [0, 1], where that code has
+    [-1, 1] (`mean: [0.5], std: [0.5]` does the same, with three values each for color).
     """
 
     source = VMI

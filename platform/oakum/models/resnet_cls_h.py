@@ -19,7 +19,8 @@ class ResNetClsH(EmbeddingResNet):
     the stem after pooling 64x16x16, the stages 64x16x16, 128x8x8, 256x4x4 and 512x2x2, the embedding z (50), and the
     normalization of relu(z) that the head reads (50). The trunk is z.
 
-    Differs from the released code: returns logits, not log-softmax.
+    Differs from the released code: returns logits, not log-softmax, and takes inputs in [0, 1], where that code has
+    [-1, 1] (`mean: [0.5], std: [0.5]` does the same, with three values each for color).
     """
 
     source = VMI
