@@ -204,6 +204,35 @@ def test_a_single_attack_whose_top1_is_all_there_is_stays_in_the_overview(run: A
     assert "gmi attack" in section(both)
 
 
+def test_a_judge_that_knows_less_than_the_target_is_warned_of() -> None:
+    def seed(test: float, real: float, second: float | None) -> dict[str, MetricValue]:
+        return {
+            "top1": MetricValue(0.1),
+            "accuracy_on_real.evaluator": MetricValue(real),
+            "accuracy_on_real.second": MetricValue(second, note="" if second else "unresolved"),
+            "test_accuracy": MetricValue(test),
+        }
+
+    def with_utility(cell: CellRecord) -> CellRecord:
+        return replace(
+            cell, metrics=cell.metrics | {"utility/test_accuracy": cell.metrics["inversion/gmi/test_accuracy"]}
+        )
+
+    record = record_of({"none": [seed(0.9, 0.5, 0.95), seed(0.8, 0.6, None)], "bido": [seed(0.2, 0.5, 0.95)] * 2})
+    record = replace(
+        record,
+        config={"evaluation": {"model": "resnet20", "second": {"model": "strided_cnn"}}},
+        cells=tuple(with_utility(cell) for cell in record.cells),
+    )
+    (weak,) = [warning for warning in overview(record).warnings if "judge" in warning]
+    assert weak.startswith(
+        "The evaluation model recognizes 55 % of the real images of the attacked classes, the undefended model 85 %"
+    )
+    text = section(record)
+    assert "Evaluation model: resnet20 (52.5 % of the attacked classes&#x27; real images)" in text
+    assert "second evaluation model: strided_cnn (95.0 % of" in text
+
+
 def test_judges_are_named_with_what_they_learned_from(markup: str) -> None:
     assert (
         "Evaluation model: scnn (98.7 % of its validation images); second evaluation model: lenet3; "

@@ -27,11 +27,13 @@ from oakum.report._numbers import number
 from oakum.report._overview import Overview, Setting, unit_of
 from oakum.report._palette import Look
 from oakum.report._tables import baseline_first, figure_cell, first_class, matrix_table, row_head
+from oakum.report._weak_judges import real_accuracy
 from oakum.report.statistics import Spread, spread
 
 Looks = dict[str, Look]
 
 _MOST_NARROW_COLUMNS = 8
+_JUDGE_OF_ROLE = {"evaluation": "evaluator", "second": "second"}
 _UNSETTLED, _FLAGGED = "\N{SECTION SIGN}", "*"
 
 
@@ -72,7 +74,7 @@ def _judges(record: RunRecord) -> list[str]:
         ("Evaluation model", _name(evaluation.get("model")), "evaluation"),
         ("second evaluation model", _name(second.get("model")), "second"),
     ]
-    models = [f"{title}: {name}{_accuracy(record, role)}" for title, name, role in named if name]
+    models = [f"{title}: {name}{_shares(record, role)}" for title, name, role in named if name]
     extractors = [name for entry in evaluation.get("extractors") or [] if (name := _name(entry))]
     sentences = ["; ".join([*models, *([f"feature networks: {', '.join(extractors)}"] if extractors else [])]) + "."]
     sentences = sentences if models else []
@@ -90,12 +92,15 @@ def _name(entry: Any) -> str:
     return str(entry.get("name") or "") if isinstance(entry, dict) else str(entry or "")
 
 
-def _accuracy(record: RunRecord, role: str) -> str:
-    """Write the mean validation accuracy of an evaluation model, over seeds where each has its own; "" without any."""
+def _shares(record: RunRecord, role: str) -> str:
+    """Write how much of its validation images and of the real images an evaluation model gets right; "" if unknown."""
     models = [item for item in record.shared if item.role.partition(".")[0] == role]
     values = [item.metrics["val_accuracy"].value for item in models if "val_accuracy" in item.metrics]
     known = [value for value in values if value is not None]
-    return f" ({number(sum(known) / len(known), 'percent')} of its validation images)" if known else ""
+    real = real_accuracy(record.cells, _JUDGE_OF_ROLE[role])
+    shares = [f"{number(sum(known) / len(known), 'percent')} of its validation images"] if known else []
+    shares += [f"{number(real, 'percent')} of the attacked classes' real images"] if real is not None else []
+    return f" ({', '.join(shares)})" if shares else ""
 
 
 def _summary(record: RunRecord, attacks: list[str], view: Overview, styles: Looks) -> Markup:

@@ -90,6 +90,8 @@ def run(context: StageContext) -> dict[str, Any]:
         found |= _floors(second, "top1.second", leakless, made.wanted, context)[0]
         hits["correct_second"] = metrics.is_hit(other.scores, made.wanted)
         found["disagreement"] = metrics.disagreement(hits["correct"], hits["correct_second"])
+        of_real = _opinion(second, real_images, context)
+        found["accuracy_on_real.second"] = accuracy(of_real.scores.argmax(axis=1), real_classes)
     floors, of_control = _floors(evaluator, "top1", leakless, made.wanted, context)
     found |= floors
     if leakless.control is not None and of_control is not None:
