@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from oakum.config import ConfigError
+from oakum.pipeline.context import build_model
 from oakum.pipeline.stages import judge
 
 # The target's classes 0, 1, 2 are the data's 2, 5, 7; the judge knows all ten.
@@ -95,3 +96,22 @@ def test_other_weights_than_planned_are_refused(tmp_path: Path, monkeypatch: pyt
     made = judge.Made(shaded([0.2]), np.array([2]), np.zeros(1, np.int64))
     with pytest.raises(ConfigError, match="not the ones that were planned; run `oakum weights prepare faces` on every"):
         judge._by_extractors(own, made, None, shaded([0.2]), np.array([2]))
+
+
+@pytest.mark.parametrize("kind", ["train", "snapshot"])
+def test_a_judge_with_the_network_of_the_target_is_refused(kind: str) -> None:
+    def config(width: int) -> dict[str, Any]:
+        return {"model": {"name": "small_cnn", "width": width}, "input_shape": [1, 8, 8], "num_classes": 3}
+
+    def judging(width: int) -> Any:
+        attacked = SimpleNamespace(key_document={"inputs": {"target": "key"}})
+        target = SimpleNamespace(key_document={"config": config(2)})
+        return SimpleNamespace(
+            released=lambda name: build_model(config(width)),
+            input=lambda name: attacked,
+            store=SimpleNamespace(manifest=lambda of, key: target if (of, key) == (kind, "key") else None),
+        )
+
+    assert isinstance(judge._judge_model(judging(4), "evaluator"), nn.Module)
+    with pytest.raises(ConfigError, match="has the architecture of the target; choose another"):
+        judge._judge_model(judging(2), "evaluator")
