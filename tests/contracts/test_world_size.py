@@ -61,7 +61,7 @@ FURTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # e^-2 of the batches are empty for all ranks.
     "dpsgd, empty batches": (
         {"name": "dpsgd", "noise_multiplier": 0.1, "accountant": "rdp"},
-        {"batch_size": 2, "epochs": 1, "milestones": []},
+        {"batch_size": 2, "epochs": 1, "milestones": [], "gamma": 0.1},
     ),
     "distillation, augmented": ({"name": "distillation"}, {"augmentation": ["crop", "flip"]}),
     "negative label smoothing": ({"name": "label_smoothing", "epsilon": -0.1}, {}),
