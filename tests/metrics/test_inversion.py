@@ -243,6 +243,19 @@ def test_disagreement_is_the_share_of_accepted_ones_that_the_second_rejects() ->
         m.disagreement(first, second[:2])
 
 
+def test_faint_is_the_share_of_hits_with_less_contrast_than_every_real_image_of_the_class() -> None:
+    pattern = np.array([[0.0, 1.0], [1.0, 0.0]])[None, None]
+    real = np.concatenate([0.4 * pattern, 0.8 * pattern, 0.1 * pattern])
+    made = np.concatenate([0.39 * pattern, 0.41 * pattern, 0.5 + 0.0 * pattern, 0.11 * pattern, 0.0 * pattern])
+    wanted, owners = [0, 0, 0, 1, 1], [0, 0, 1]
+    everything = np.ones(5, dtype=bool)
+    assert m.faint_share(made, wanted, everything, real, owners).value == pytest.approx(3 / 5)
+    assert m.faint_share(made, wanted, [True, True, False, True, False], real, owners).value == pytest.approx(1 / 3)
+    assert m.faint_share(real, owners, [True] * 3, real, owners).value == 0.0
+    assert "accepts no reconstruction" in m.faint_share(made, wanted, ~everything, real, owners).note
+    assert m.faint_share(made, wanted, everything, real[:2], owners[:2]).note == "unresolved: no real images of class 1"
+
+
 def test_bad_features_are_refused() -> None:
     broken = features(5)
     broken[0, 0] = np.inf

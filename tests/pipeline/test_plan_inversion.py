@@ -289,7 +289,7 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
     for attack in ("gmi", "kedmi", "vmi-gaussian"):
         found = {key.split("/", 2)[2]: value for key, value in none.metrics.items() if f"/{attack}/" in key}
         assert found.keys() >= {
-            *("top1", "top1.second", "top1.control", "top1.unoptimized", "disagreement"),
+            *("top1", "top1.second", "top1.control", "top1.unoptimized", "disagreement", "faint"),
             *("top1.second.control", "top1.second.unoptimized"),
             *("knn2.evaluator", "knn2.evaluator.control", "feature2.evaluator", "fd.evaluator"),
             *("accuracy_on_real.evaluator", "accuracy_on_real.second"),

@@ -190,7 +190,7 @@ def test_each_inversion_attack_has_a_block_of_pictures(searched_page: str, read:
 
 def test_words_of_inversion_are_in_the_glossary(searched_page: str, read: Callable[[str], Any]) -> None:
     glossary = read(searched_page).text.split("Glossary")[-1]
-    for term in ("disagreement", "Embedder", "No-target control", "Unoptimized samples", "nearest, center"):
+    for term in ("disagreement", "Faint", "Embedder", "No-target control", "Unoptimized samples", "nearest, center"):
         assert term in glossary
     for term in ("FID", "EfficientNet-Lite0", "PRDC: precision, recall, density, coverage"):
         assert term in glossary

@@ -233,6 +233,18 @@ def test_a_judge_that_knows_less_than_the_target_is_warned_of() -> None:
     assert "second evaluation model: strided_cnn (95.0 % of" in text
 
 
+def test_hits_fainter_than_any_real_image_are_warned_of() -> None:
+    def seed(share: float | None) -> dict[str, MetricValue]:
+        return {"top1": MetricValue(0.5), "faint": MetricValue(share, note="" if share is not None else "unresolved")}
+
+    record = record_of({"none": [seed(0.4), seed(0.2)], "bido": [seed(0.05), seed(None)]})
+    (warning,) = [warning for warning in overview(record).warnings if "contrast" in warning]
+    assert warning.startswith("Of what gmi made and the evaluation model recognizes") and "(none 30 %)" in warning
+    assert "faint" in section(record)
+    few = record_of({"none": [seed(0.1), seed(0.0)]})
+    assert not [warning for warning in overview(few).warnings if "contrast" in warning]
+
+
 def test_judges_are_named_with_what_they_learned_from(markup: str) -> None:
     assert (
         "Evaluation model: scnn (98.7 % of its validation images); second evaluation model: lenet3; "

@@ -181,6 +181,7 @@ def test_balanced_accuracy_without_shadows_names_none(wide: Any) -> None:
         ("inversion/gmi/top1.control", "percent"),
         ("inversion/gmi/top5", "percent"),
         ("inversion/gmi/disagreement", "percent"),
+        ("inversion/gmi/faint", "percent"),
         ("inversion/gmi/precision.k5", "score"),
         ("inversion/gmi/density.k3", "score"),
         ("inversion/gmi/knn2.evaluator.control", "plain"),

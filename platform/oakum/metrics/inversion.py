@@ -174,6 +174,32 @@ def disagreement(first: ArrayLike, second: ArrayLike) -> MetricValue:
     return MetricValue(float((~confirmed[accepted]).mean()))
 
 
+def faint_share(
+    images: ArrayLike, classes: ArrayLike, accepted: ArrayLike, real_images: ArrayLike, real_classes: ArrayLike
+) -> MetricValue:
+    """Return the share of the accepted reconstructions with less contrast than every real image of their class.
+
+    Contrast is the standard deviation over an image's pixels. A judge that must choose some class calls even an empty
+    picture one of them; attacks find such pictures, and judges that were trained alike agree on them. A real image
+    counts by chance once in R + 1, with R real images of its class. None when nothing is accepted.
+
+    Args:
+        images, real_images: (N, C, H, W) and (R, C, H, W).
+        classes, real_classes: (N,) and (R,).
+        accepted: (N,) bool, the hits of the evaluation model.
+    """
+    hits, wanted, owners = np.asarray(accepted, dtype=np.bool_), np.asarray(classes), np.asarray(real_classes)
+    made, real = (np.asarray(each, dtype=np.float64) for each in (images, real_images))
+    if missing := sorted(set(wanted.tolist()) - set(owners.tolist())):
+        return MetricValue(None, note=f"unresolved: no real images of class {missing[0]}")
+    if not hits.any():
+        return MetricValue(None, note="unresolved: the first model accepts no reconstruction")
+    contrast, of_real = (each.reshape(len(each), -1).std(axis=1) for each in (made, real))
+    faintest = {label: of_real[owners == label].min() for label in np.unique(wanted)}
+    is_faint = contrast < np.array([faintest[label] for label in wanted])
+    return MetricValue(float(is_faint[hits].mean()))
+
+
 def frechet_distance(features: ArrayLike, real_features: ArrayLike) -> MetricValue:
     """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two feature sets (N, D) and (R, D).
 

@@ -87,6 +87,12 @@ TERMS: tuple[tuple[str, str], ...] = (
         "than they show the class.",
     ),
     (
+        "Faint",
+        "Share of the reconstructions recognized by the first model that have less contrast than every real image of "
+        "their class they were compared with. A judge has to name some class even for an empty picture, and two judges "
+        "that were trained alike may name the same one.",
+    ),
+    (
         "Embedder",
         "A network that was trained on other data to tell faces apart, such as FaceRes, and never saw this run's "
         "images. It recognizes a reconstruction whose features point nearest to the mean of the attacked class, among "

@@ -56,6 +56,7 @@ _RULES = (
     (rf"top1\.(?!(?:second|{_SUFFIXES})$)([\w-]+)", _RECOGNIZED, "{0}", "embedder"),
     (r"disagreement", _RECOGNIZED, "disagree", "of the accepted"),
     (r"disagreement\.([\w-]+)", _RECOGNIZED, "disagree", "{0}"),
+    (r"faint", _RECOGNIZED, "faint", "of the accepted"),
     (r"knn2\.([\w-]+)", _DISTANCE, "nearest", "{0}"),
     (r"feature2\.([\w-]+)", _DISTANCE, "center", "{0}"),
     (r"fd\.([\w-]+)", _FRECHET, "{0}", ""),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from oakum.records import CellRecord, RunRecord
 from oakum.report._flags import Flag, gather, is_mask_note, seeds_text
-from oakum.report._weak_judges import weak_judges
+from oakum.report._weak_judges import faint_hits, weak_judges
 from oakum.report.statistics import Difference, Spread, paired_difference, spread
 
 BASELINE = "none"
@@ -27,7 +27,7 @@ _TPR = re.compile(r"tpr_at_fpr_([0-9.]+)$")
 _PERCENT_ENDINGS = ("accuracy", "accuracy_cost", "accuracy_per_class")
 _SCORE_ENDINGS = ("auc", "average_precision")
 # Metrics of inversion are followed by who says so: `top1.second`, `precision.k5`.
-_PERCENT_STEMS = ("top1", "top5", "disagreement", "accuracy_on_real")
+_PERCENT_STEMS = ("top1", "top5", "disagreement", "faint", "accuracy_on_real")
 _SCORE_STEMS = ("precision", "recall", "density", "coverage")
 _INVERSION_TOP1 = re.compile(r"inversion/[^/]+/top1")
 _LEAKAGE_TOPICS = ("membership", "canary", "inversion")
@@ -304,7 +304,8 @@ def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None, keys:
     if len({frozenset(own) for own in seeds.values()}) > 1:
         found.append("Not all settings have the same seeds; paired differences use the seeds that both sides have.")
     weak = weak_judges(baseline.cells) if baseline is not None else []
-    return found + _attacks_apart(settings, keys) + weak
+    faint = faint_hits({setting.label: setting.cells for setting in settings})
+    return found + _attacks_apart(settings, keys) + weak + faint
 
 
 def _attacks_apart(settings: tuple[Setting, ...], keys: list[str]) -> list[str]:

@@ -1,10 +1,16 @@
-"""Judges that know the attacked classes less well than the attacked model does."""
+"""Judges that know the attacked classes less well than the attacked model does, or that accept empty pictures."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 from oakum.records import CellRecord
 from oakum.report.statistics import spread
 
+_FAINT = re.compile(r"inversion/[^/]+/faint")
+# Above this share of faint hits a reader is warned.
+_MANY = 0.1
 _JUDGES = {"evaluator": "evaluation model", "second": "second evaluation model"}
 
 
@@ -34,3 +40,27 @@ def weak_judges(undefended: tuple[CellRecord, ...]) -> list[str]:
         for title, share in found.items()
         if share is not None and share < target
     ]
+
+
+def faint_hits(settings: Mapping[str, tuple[CellRecord, ...]]) -> list[str]:
+    """Return a warning for each attack many of whose hits are fainter than any real image of their class.
+
+    Args:
+        settings: label -> its cells.
+    """
+    keys = dict.fromkeys(
+        key for cells in settings.values() for cell in cells for key in cell.metrics if _FAINT.fullmatch(key)
+    )
+    found = []
+    for key in keys:
+        shares = {label: spread(cells, key).mean for label, cells in settings.items()}
+        many = [
+            f"{label} {100 * share:.0f} %" for label, share in shares.items() if share is not None and share > _MANY
+        ]
+        if many:
+            found.append(
+                f"Of what {key.split('/')[1]} made and the evaluation model recognizes, a part has less contrast than "
+                f"every real image of its class ({', '.join(many)}): look at the pictures, a judge has to name a class "
+                "even for an empty one."
+            )
+    return found

@@ -80,6 +80,7 @@ def run(context: StageContext) -> dict[str, Any]:
     found = _against_real(mine, made.wanted, real.features, real_classes, "evaluator")
     hits = {"correct": metrics.is_hit(mine.scores, made.wanted)}
     found["top1"] = metrics.attack_accuracy(mine.scores, made.wanted)
+    found["faint"] = metrics.faint_share(made.images, made.wanted, hits["correct"], real_images, real_classes)
     found["accuracy_on_real.evaluator"] = accuracy(real.scores.argmax(axis=1), real_classes)
     if mine.scores.shape[1] >= metrics.MIN_TOP5_CLASSES:
         found["top5"] = metrics.attack_accuracy(mine.scores, made.wanted, k=5)
