@@ -134,6 +134,31 @@ def test_small_and_one_class_batches_fall_back_to_cross_entropy_and_are_counted(
     assert state.counters[SKIPPED_BATCHES] == 0
 
 
+@pytest.mark.parametrize("measure", ["hsic", "coco"])
+@pytest.mark.parametrize("sigma", [5.0, "median"])
+def test_a_step_never_waits_for_the_device(measure: str, sigma: float | str) -> None:
+    """The meta device holds no data: whatever is read back to the host fails there."""
+    x, y = data(16)
+    state = fresh_state()
+    state.model.to("meta")
+    batch = Batch(x.to("meta"), y.to("meta"), torch.arange(16), y)
+    bido(measure=measure, sigma=sigma).loss(state, batch).backward()
+    assert state.counters[SKIPPED_BATCHES] == 0
+    with pytest.raises(NotImplementedError, match="meta"):
+        Batch(x.to("meta"), y.to("meta"), torch.arange(16))
+
+
+def test_the_whole_batch_decides_not_a_worker_s_part_of_it() -> None:
+    """A worker whose few samples are of one class takes part, as long as the batch of all workers has several."""
+    x, y = data(16)
+    state = fresh_state()
+    one_class = Batch(x, torch.zeros(16, dtype=torch.long), torch.arange(16), y)
+    bido().loss(state, one_class)
+    assert state.counters[SKIPPED_BATCHES] == 0
+    bido().loss(state, Batch(x, y, torch.arange(16), torch.zeros(16, dtype=torch.long)))
+    assert state.counters[SKIPPED_BATCHES] == 1
+
+
 def test_dead_layers_have_finite_gradients() -> None:
     """A layer whose outputs are all equal has no dependence; COCO's square root must not turn that into NaN."""
     x, y = data(16)

@@ -131,10 +131,10 @@ class BiDO(Defense):
             return super().loss(state, batch)
         logits, taps = state.forward_with_taps(batch.x)
         cross_entropy = state.batch_mean(F.cross_entropy(logits, batch.y, reduction="none"))
-        y = state.collective.gather_rows(batch.y)
-        if y.shape[0] < MIN_ROWS or len(torch.unique(y)) < MIN_CLASSES:
+        if len(batch.global_y) < MIN_ROWS or len(torch.unique(batch.global_y)) < MIN_CLASSES:
             state.counters[SKIPPED_BATCHES] += 1
             return cross_entropy
+        y = state.collective.gather_rows(batch.y)
         x = state.collective.gather_rows(batch.x)
         on_input, on_label = layer_dependences(
             [state.collective.gather_rows(tap) for tap in taps],

@@ -51,8 +51,8 @@ def median_sigma(distances_MM: Tensor) -> Tensor:
     """
     distances_MM = distances_MM.detach()
     rows = distances_MM.shape[0]
-    lower = torch.ones_like(distances_MM, dtype=torch.bool).tril(-1)
-    stacked = torch.cat([distances_MM[lower].repeat(4), distances_MM.new_zeros(rows)]).sort().values
+    first, second = torch.tril_indices(rows, rows, -1, device=distances_MM.device)
+    stacked = torch.cat([distances_MM[first, second].repeat(4), distances_MM.new_zeros(rows)]).sort().values
     median = (stacked[(len(stacked) - 1) // 2] + stacked[len(stacked) // 2]) / 2
     return torch.where(median > 0, median, stacked.mean()).clamp_min(MEDIAN_FLOOR)
 

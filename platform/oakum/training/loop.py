@@ -181,7 +181,7 @@ class TrainingLoop:
             if self.recipe.augmentation:
                 keys = sample_keys(derive_seed(state.seed, "augmentation", state.epoch), index.to(state.device))
                 x = augment(x, keys, self.recipe.augmentation)
-            yield Batch(x, self.train.y[index].to(state.device), index)
+            yield Batch(x, self.train.y[index].to(state.device), index, self.train.y[whole])
 
     def _global_batches(self, state: TrainState) -> Iterator[Tensor]:
         images = self.recipe.images_per_class

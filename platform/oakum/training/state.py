@@ -20,11 +20,18 @@ class Batch:
         x: (B, *dims) float32 in [0, 1], before the model's own normalization.
         y: (B,) int64 class indices of the target model.
         index: (B,) int64 position of each sample in its fold; keys per-sample randomness.
+        global_y: labels of the whole global batch, all workers' samples, always in host memory: what depends on them
+            can be decided without waiting for the device. Those of `y` where a batch is made without them.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    global_y: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.global_y is None:
+            object.__setattr__(self, "global_y", self.y.cpu())
 
 
 @dataclass
