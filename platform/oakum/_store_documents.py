@@ -9,7 +9,6 @@ from typing import Any
 from oakum.records import canonical_json, sha256_hex
 
 _HEAD = re.compile(rb'\{"check":"([0-9a-f]{64})","document":')
-_OWN_KEYS = {"check", "document"}
 
 
 class DamagedDocumentError(ValueError):
@@ -32,20 +31,22 @@ def seal_document(path: str, document: dict[str, Any]) -> bytes:
 
 
 def open_document(path: str, raw: bytes) -> dict[str, Any]:
-    """Return the document that lies at `path`. Documents of stores from before there was a checksum are read, too.
+    """Return the document that lies at `path`.
 
     Raises:
-        DamagedDocumentError: cut, changed, or the document of another place.
+        DamagedDocumentError: cut, changed, without a checksum, or the document of another place.
     """
     head = _HEAD.match(raw)
-    body = raw[head.end() : -1] if head else raw
-    if head and (not raw.endswith(b"}") or _check(path, body) != head[1].decode()):
+    if not head or not raw.endswith(b"}"):
+        raise DamagedDocumentError("it has no checksum")
+    body = raw[head.end() : -1]
+    if _check(path, body) != head[1].decode():
         raise DamagedDocumentError("its checksum does not fit")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise DamagedDocumentError(f"it is not JSON ({error})") from error
-    if not isinstance(document, dict) or (not head and _OWN_KEYS & set(document)):
+    if not isinstance(document, dict):
         raise DamagedDocumentError("it is not a document that oakum writes")
     return document
 
