@@ -102,12 +102,18 @@ def test_the_strongest_balanced_accuracy_is_that_of_the_matched_shadow(wide: Any
         assert measurement.spread.mean == pytest.approx(max(means.values()))
 
 
-def _searched(values: dict[str, dict[str, float]]) -> RunRecord:
-    """Return one seed with a top-1 for each setting and attack."""
+def _searched(*seeds: dict[str, dict[str, float]]) -> RunRecord:
+    """Return a top-1 for each setting and attack of each seed."""
     cells = tuple(
         CellRecord(
-            label, label, {}, 0, {f"inversion/{attack}/top1": MetricValue(value) for attack, value in own.items()}, {}
+            label,
+            label,
+            {},
+            seed,
+            {f"inversion/{attack}/top1": MetricValue(value) for attack, value in own.items()},
+            {},
         )
+        for seed, values in enumerate(seeds)
         for label, own in values.items()
     )
     return RunRecord("n", "", "k", "p", {}, {}, {}, cells, ())
@@ -123,7 +129,9 @@ def test_settings_are_compared_by_the_attacks_that_met_all_of_them(searched: Any
         ("none", "bido 0.05/0.5", "relaxloss"), "kedmi"
     )
     (warning,) = [text for text in view.warnings if "vmi" in text]
-    assert warning == "Inversion by vmi did not meet every setting; where settings are compared it is by gmi, kedmi."
+    assert warning == (
+        "Inversion by vmi did not meet every setting in every seed; where settings are compared it is by gmi, kedmi."
+    )
 
 
 def test_one_common_attack_is_still_named_beside_others() -> None:
@@ -133,6 +141,16 @@ def test_one_common_attack_is_still_named_beside_others() -> None:
     assert column.names_attack
     assert column.measurements["none"].attack == column.measurements["a"].attack == "gmi"
     assert column.measurements["not attacked"].spread.state == "absent"
+
+
+def test_an_attack_that_spared_a_seed_does_not_compare_settings() -> None:
+    both, gmi = {"gmi": 0.3, "kedmi": 0.6}, {"gmi": 0.3}
+    view = overview(_searched({"none": both, "a": both}, {"none": both, "a": gmi}))
+    column = view.column("inversion_top1")
+    assert column is not None
+    assert [one.attack for one in column.measurements.values()] == ["gmi", "gmi"]
+    (warning,) = [text for text in view.warnings if "kedmi" in text]
+    assert warning.startswith("Inversion by kedmi did not meet every setting in every seed")
 
 
 def test_attacks_without_a_common_one_are_shown_and_warned_of() -> None:

@@ -208,9 +208,9 @@ def _columns(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting
 
 
 def _inversion_column(record: RunRecord, settings: tuple[Setting, ...], baseline: Setting | None) -> Column | None:
-    """Return the strongest attack's top-1, among the attacks that met all attacked settings.
+    """Return the strongest attack's top-1, among the attacks that met all attacked settings in all attacked seeds.
 
-    An attack that spared a setting would make it look safe beside those that it met.
+    An attack that spared a setting, or some of its seeds, would make it look safe beside those that it met.
     """
     measured = [key for key in metric_keys(record) if _INVERSION_TOP1.fullmatch(key)]
     if not measured:
@@ -223,8 +223,8 @@ def _inversion_column(record: RunRecord, settings: tuple[Setting, ...], baseline
 
 
 def _met_by_some(keys: list[str], settings: tuple[Setting, ...]) -> list[str]:
-    """Return the keys that some setting with any of them lacks."""
-    found = [{key for key in keys if spread(setting.cells, key).state != "absent"} for setting in settings]
+    """Return the keys that some cell with any of them lacks."""
+    found = [{key for key in keys if key in cell.metrics} for setting in settings for cell in setting.cells]
     return [key for key in keys if any(own and key not in own for own in found)]
 
 
@@ -309,17 +309,20 @@ def _own_warnings(settings: tuple[Setting, ...], baseline: Setting | None, keys:
 
 
 def _attacks_apart(settings: tuple[Setting, ...], keys: list[str]) -> list[str]:
-    """Warn of inversion attacks that spared a setting."""
+    """Warn of inversion attacks that spared a setting or some of its seeds."""
     measured = [key for key in keys if _INVERSION_TOP1.fullmatch(key)]
     apart = _met_by_some(measured, settings)
     if not apart:
         return []
     if len(apart) == len(measured):
-        return ["No inversion attack met every setting that another one met, so their inversion is not comparable."]
+        return ["No inversion attack met every setting and seed that another met: their inversion is not comparable."]
     spared, compared = (
         ", ".join(key.split("/")[1] for key in measured if (key in apart) == is_apart) for is_apart in (True, False)
     )
-    return [f"Inversion by {spared} did not meet every setting; where settings are compared it is by {compared}."]
+    return [
+        f"Inversion by {spared} did not meet every setting in every seed; "
+        f"where settings are compared it is by {compared}."
+    ]
 
 
 def _unresolved(settings: tuple[Setting, ...]) -> list[str]:
