@@ -264,6 +264,47 @@ def test_verdicts_say_what_the_seeds_allow(own: list[float], headline: str, chip
     assert (verdict.findings[0].chip, verdict.findings[0].tone) == (chip, tone)
 
 
+def _with_intervals(values: dict[str, list[tuple[float, float, float]]]) -> RunRecord:
+    key = "membership/loss/auc"
+    cells = tuple(
+        CellRecord(label, "none" if label == "none" else "x", {}, seed, {key: MetricValue(value, low, high)}, {})
+        for label, own in values.items()
+        for seed, (value, low, high) in enumerate(own)
+    )
+    return RunRecord("n", "", "k", "p", {}, {}, {key: 0.5}, cells, ())
+
+
+AT_CHANCE = [(0.491, 0.482, 0.499), (0.489, 0.480, 0.498)]
+ABOVE = [(0.52, 0.511, 0.529), (0.53, 0.521, 0.539)]
+HIGHER_AT_CHANCE = [(0.503, 0.494, 0.512), (0.504, 0.495, 0.513)]
+
+
+@pytest.mark.parametrize(
+    ("none", "own", "headline", "tone"),
+    [
+        (AT_CHANCE, HIGHER_AT_CHANCE, "Membership at chance, with it and without", "neutral"),
+        (HIGHER_AT_CHANCE, AT_CHANCE, "Membership at chance, with it and without", "neutral"),
+        (AT_CHANCE, ABOVE, "Leaks more through membership", "bad"),
+        (ABOVE, HIGHER_AT_CHANCE, "Leaks less through membership", "good"),
+        (HIGHER_AT_CHANCE, [(0.501, 0.492, 0.510), ABOVE[1]], "No consistent change for membership", "neutral"),
+    ],
+)
+def test_what_is_at_chance_does_not_leak_more_than_what_is_at_chance(
+    none: list[Any], own: list[Any], headline: str, tone: str
+) -> None:
+    verdict = verdicts(overview(_with_intervals({"none": none, "a": own})))[1]
+    assert verdict.headline == headline
+    assert verdict.findings[0].tone == tone
+
+
+def test_a_leak_that_only_the_seeds_together_show_is_a_leak() -> None:
+    below = [(0.499 + 0.001 * (seed % 2), 0.48, 0.52) for seed in range(5)]
+    above = [(0.508 + 0.001 * seed, 0.49, 0.53) for seed in range(5)]
+    verdict = verdicts(overview(_with_intervals({"none": below, "a": above})))[1]
+    assert verdict.headline == "Leaks more through membership"
+    assert verdict.findings[0].tone == "bad"
+
+
 def test_verdict_from_five_seeds_uses_the_t_interval() -> None:
     own = [0.60, 0.61, 0.59, 0.60, 0.62]
     verdict = verdicts(overview(_record({"none": [0.7] * 5, "a": own})))[1]

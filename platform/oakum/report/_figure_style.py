@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from oakum.report._palette import GRID, MUTED, PAPER, TEXT
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What matplotlib calls clips, markers and hatches: a letter and ten digits of a digest.
+_DIGEST_ID = re.compile(rb'(\bid="|url\(#|href="#)([A-Za-z]?[0-9a-f]{10})(?=[")])')
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -69,20 +72,32 @@ def tick_format(unit: str) -> Callable[[float, float], str]:
     return lambda value, _: f"{value:g}"
 
 
-def export(figure: Figure, form: str, name: str) -> bytes:
-    """Return the figure as a file of this format, the same bytes every time; `name` salts an SVG's ids."""
+def export(figure: Figure, form: str) -> bytes:
+    """Return the figure as a file of this format, the same bytes every time."""
     import matplotlib
 
     stream = io.BytesIO()
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
     face = "none" if form == "svg" else PAPER.light
     # An SVG's text takes the page's font; room is measured with a wide one so that no system's font overflows.
-    style: Any = {**_STYLE, "svg.hashsalt": name}
+    style: Any = {**_STYLE, "svg.hashsalt": "oakum"}
     if form == "svg":
         style["font.sans-serif"] = ["DejaVu Sans"]
     with matplotlib.rc_context(style), _any_script():
         figure.savefig(stream, format=form, metadata=metadata, dpi=200, facecolor=face)
-    return stream.getvalue()
+    return _with_numbered_ids(stream.getvalue()) if form == "svg" else stream.getvalue()
+
+
+def _with_numbered_ids(svg: bytes) -> bytes:
+    """Replace ids that are digests of positions by numbers: a layout that is made again differs in the last bits."""
+    numbers: dict[bytes, bytes] = {}
+
+    def numbered(found: re.Match[bytes]) -> bytes:
+        number = numbers.setdefault(found[2], b"drawn-%d" % len(numbers))
+        return found[1] + number
+
+    # Only inside tags: a label may read like an id.
+    return re.sub(rb"<[^>]*>", lambda tag: _DIGEST_ID.sub(numbered, tag.group()), svg)
 
 
 @contextmanager

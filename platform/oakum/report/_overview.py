@@ -14,7 +14,7 @@ from typing import Any, Literal
 from oakum.records import CellRecord, RunRecord
 from oakum.report._flags import Flag, gather, is_mask_note, seeds_text
 from oakum.report._weak_judges import faint_hits, weak_judges
-from oakum.report.statistics import Difference, Spread, paired_difference, spread
+from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, Spread, paired_difference, spread
 
 BASELINE = "none"
 Unit = Literal["percent", "score", "seconds", "nats", "plain"]
@@ -87,6 +87,7 @@ class Column:
         measurements: setting label -> answer.
         differences: setting label -> paired difference to the baseline; {} without a baseline.
         names_attack: whether several attacks compete, so that each number needs its attack's name.
+        at_chance: labels of the settings of which, as of the baseline, no seed is above chance by its interval.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Column:
     measurements: dict[str, Measurement]
     differences: dict[str, Difference]
     names_attack: bool = False
+    at_chance: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -240,17 +242,35 @@ def _column(
         if reference is not None and baseline is not None and label != baseline.label
     }
     levels = {record.chance.get(measurement.key) for measurement in measurements.values() if measurement.key}
+    chance = levels.pop() if len(levels) == 1 else None
+    at_chance = frozenset(label for label, one in measurements.items() if _is_at_chance(one.spread, chance))
     return Column(
         name=name,
         title=title,
         topic=topic,
         unit=unit_of(keys[0]),
         wants=_wants(topic),
-        chance=levels.pop() if len(levels) == 1 else None,
+        chance=chance,
         measurements=measurements,
         differences=differences,
         names_attack=topic in _LEAKAGE_TOPICS and len(keys) > 1,
+        at_chance=at_chance if baseline is not None and baseline.label in at_chance else frozenset(),
     )
+
+
+def _is_at_chance(values: Spread, chance: float | None) -> bool:
+    """Return whether every seed has an interval over points that begins at chance or below.
+
+    From `SEEDS_FOR_INTERVAL` seeds on their mean must not be above chance either: what is too small to be seen in one
+    seed may be seen in all together.
+    """
+    if chance is None or not values.values or set(values.intervals) != set(values.values):
+        return False
+    if len(values.values) >= SEEDS_FOR_INTERVAL:
+        level = Spread(dict.fromkeys(values.values, chance), {}, {})
+        if paired_difference(values, level).direction == "higher":
+            return False
+    return all(low <= chance for low, _ in values.intervals.values())
 
 
 def _wants(topic: Topic) -> Literal["low", "high", "none"]:

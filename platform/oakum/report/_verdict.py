@@ -59,14 +59,14 @@ def verdicts(view: Overview) -> list[Verdict]:
 
 def _verdict(setting: Setting, view: Overview) -> Verdict:
     findings = []
-    directions: dict[str, Direction] = {}
+    directions: dict[str, Direction | Literal["chance"]] = {}
     for name, short, title in (("test_accuracy", "", "Test accuracy"), *_THREATS):
         column = view.column(name)
         if column is None:
             continue
         findings.append(_finding(column, setting, view, title))
         if short and setting.label in column.differences:
-            directions[short] = column.differences[setting.label].direction
+            directions[short] = _outcome(column, setting)
     if view.baseline is None:
         headline = "No undefended setting to compare with"
     elif setting == view.baseline:
@@ -78,11 +78,18 @@ def _verdict(setting: Setting, view: Overview) -> Verdict:
     return Verdict(setting, headline, tuple(findings))
 
 
-def _headline(directions: dict[str, Direction]) -> str:
+def _outcome(column: Column, setting: Setting) -> Direction | Literal["chance"]:
+    """Return what the seeds settle; between two that do not leak, a difference is none of leakage."""
+    direction = column.differences[setting.label].direction
+    is_settled_by_chance = setting.label in column.at_chance and direction in ("lower", "higher", "unclear")
+    return "chance" if is_settled_by_chance else direction
+
+
+def _headline(directions: dict[str, Direction | Literal["chance"]]) -> str:
     if not directions:
         return "No leakage was measured"
     groups = {direction: [name for name, own in directions.items() if own == direction] for direction in
-              ("lower", "higher", "unclear", "equal", "single", "none")}  # fmt: skip
+              ("lower", "higher", "unclear", "equal", "single", "none", "chance")}  # fmt: skip
     if len(groups["lower"]) == len(directions) > 1:
         return "Leaks less in every way that was measured"
     if groups["single"]:
@@ -96,6 +103,8 @@ def _headline(directions: dict[str, Direction]) -> str:
         parts.append(f"no consistent change for {_listed(groups['unclear'])}")
     if groups["equal"]:
         parts.append(f"exactly the baseline's {_listed(groups['equal'])}")
+    if groups["chance"]:
+        parts.append(f"{_listed(groups['chance'])} at chance, with it and without")
     if groups["none"]:
         parts.append(f"nothing to compare for {_listed(groups['none'])}")
     text = "; ".join(parts)
@@ -177,9 +186,12 @@ def is_ranked(column: Column, setting: Setting) -> bool:
 def tone(column: Column, difference: Difference, setting: Setting) -> Tone:
     """Return whether the defender wants this change.
 
-    `neutral` unless the seeds settle its sign, and for the leakage of a setting that is not ranked.
+    `neutral` unless the seeds settle its sign, for the leakage of a setting that is not ranked, and where neither the
+    setting nor the baseline is above chance.
     """
     if difference.direction not in ("lower", "higher") or column.wants == "none" or not is_ranked(column, setting):
+        return "neutral"
+    if setting.label in column.at_chance:
         return "neutral"
     return "good" if (difference.direction == "lower") == (column.wants == "low") else "bad"
 

@@ -194,7 +194,7 @@ def write(
         if figure is None:
             continue
         for form in formats:
-            written.append(replace_file(folder / f"{name}.{form}", export(figure, form, name)))
+            written.append(replace_file(folder / f"{name}.{form}", export(figure, form)))
     return written
 
 
@@ -203,7 +203,7 @@ def to_svg(figure: Figure, name: str) -> str:
 
     `name` makes the element's ids unique within a page.
     """
-    text = export(figure, "svg", name).decode()
+    text = export(figure, "svg").decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     # Only inside tags: a label may read `id="x"` or `fill: #1c2128` and must stay as it is.

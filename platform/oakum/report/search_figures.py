@@ -116,7 +116,7 @@ def write(record: SearchRecord, folder: Path, formats: tuple[str, ...] = ("png",
     written = []
     for name, figure in drawn.items():
         for form in formats:
-            written.append(replace_file(folder / f"{name}.{form}", export(figure, form, name)))
+            written.append(replace_file(folder / f"{name}.{form}", export(figure, form)))
     return written
 
 
