@@ -92,6 +92,7 @@ def test_what_changes_no_number_changes_no_key(plan: Callable[..., Plan], change
     ("change", "same"),
     [
         ("recipe.epochs=4", {"prior.wgan_gp", "evaluation"}),
+        ("recipe.batch_size=32", {"prior.wgan_gp", "evaluation"}),
         ("model.width=3", {"prior.wgan_gp", "evaluation"}),
         ("settings.none={name: relaxloss, alpha: 0.3}", {"prior.wgan_gp", "evaluation"}),
         (
