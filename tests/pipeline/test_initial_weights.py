@@ -128,6 +128,48 @@ def test_weights_of_another_network_are_refused(
         trained(wider, home)
 
 
+# One evaluation model that is used as it was imported: of all ten digits, like the rows of its fold.
+JUDGED = {
+    "recipe": {"epochs": 1},
+    "evaluation": {"model": {**MODEL, "initial_weights": "judge"}, "recipe": {"epochs": 0}},
+}
+
+
+def judge_of(classes: int, home: Home) -> dict[str, Tensor]:
+    """Write an evaluation model of so many classes, and return its weights."""
+    torch.manual_seed(5)
+    weights = MLP(MLP.Config(hidden=(4,)), InputShape((1, 8, 8)), classes).state_dict()
+    write_weights(weights_folder(home.data), "judge", weights, **FACTS)
+    return weights
+
+
+def test_an_imported_judge_is_used_as_it_is(tiny: dict[str, Any], home: Home) -> None:
+    weights = judge_of(10, home)
+    stage = build_plan(resolve_experiment({**tiny, **JUDGED}, "t.yaml"), home.data, "t.yaml").shared["evaluation"]
+    found = trained(stage, home)
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    manifest = Store.open(home.store_uri).manifest(stage.kind, stage.key)
+    assert manifest is not None and manifest.summary["epochs"] == 0 and manifest.summary["metrics"] == {}
+
+
+def test_an_imported_judge_of_other_classes_is_refused(tiny: dict[str, Any], home: Home) -> None:
+    judge_of(7, home)
+    stage = build_plan(resolve_experiment({**tiny, **JUDGED}, "t.yaml"), home.data, "t.yaml").shared["evaluation"]
+    with pytest.raises(ConfigError, match=r"'judge' leave head\. of mlp random: they are not those of 10 classes"):
+        trained(stage, home)
+
+
+def test_what_is_neither_trained_nor_imported_is_refused(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ConfigError, match=r"recipe.*epochs 0 is for evaluation models.*; targets need 1 or more"):
+        plan(recipe={"epochs": 0})
+    judge = {"model": {"name": "strided_cnn", "width": 2}, "recipe": {"epochs": 0}}
+    with pytest.raises(ConfigError, match=r"evaluation: epochs 0 uses .* but 'strided_cnn' has no initial_weights; "):
+        plan(evaluation=judge)
+    second = {"model": {"name": "small_cnn", "width": 4}, "recipe": {"epochs": 1}, "second": judge}
+    with pytest.raises(ConfigError, match=r"evaluation.second: epochs 0 uses the model as it was imported"):
+        plan(evaluation=second)
+
+
 FACE = {"name": "vgg16_bn1d", "width": 1}
 AT_32 = {"name": "digits", "image_size": 32}
 

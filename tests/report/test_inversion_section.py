@@ -233,6 +233,24 @@ def test_a_judge_that_knows_less_than_the_target_is_warned_of() -> None:
     assert "second evaluation model: strided_cnn (95.0 % of" in text
 
 
+def test_an_imported_judge_is_named_as_such() -> None:
+    imported = {"recipe": {"epochs": 0}}
+    trained = {"recipe": {"epochs": 3}}
+
+    def text(first: dict[str, Any], second: dict[str, Any]) -> str:
+        evaluation = {"model": "facenet112", "fold": "train", **first, "second": {"model": "strided_cnn", **second}}
+        return section(replace(record_of({"none": [{"faint": MetricValue(0.1)}]}), config={"evaluation": evaluation}))
+
+    learned, unknown = "The evaluation models learned from the target", "What an imported evaluation model learned from"
+    both = text(trained, trained)
+    assert "imported" not in both and learned in both
+    one = text(imported, trained)
+    assert "Evaluation model: facenet112 (imported, not trained here); second evaluation model: strided_cnn." in one
+    assert unknown in one and learned in one
+    none = text(imported, imported)
+    assert unknown in none and learned not in none
+
+
 def test_hits_fainter_than_any_real_image_are_warned_of() -> None:
     def seed(share: float | None) -> dict[str, MetricValue]:
         return {"top1": MetricValue(0.5), "faint": MetricValue(share, note="" if share is not None else "unresolved")}

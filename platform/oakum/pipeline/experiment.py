@@ -63,7 +63,7 @@ class CanaryConfig(FrozenConfig):
 
 
 class ModelTraining(FrozenConfig):
-    """A model and how it is trained."""
+    """A model and how it is trained; with `initial_weights` and 0 epochs it is used as it was imported."""
 
     model: MethodEntry
     recipe: Recipe = Recipe()
@@ -145,6 +145,13 @@ class ExperimentFile(FrozenConfig):
     def _plain_name(cls, value: str) -> str:
         if not all(character.isalnum() or character in "-_." for character in value) or value.startswith("."):
             raise ValueError("use letters, digits, '-', '_' and '.' in the experiment's name")
+        return value
+
+    @field_validator("recipe")
+    @classmethod
+    def _targets_are_trained(cls, value: Recipe) -> Recipe:
+        if value.epochs == 0:
+            raise ValueError("epochs 0 is for evaluation models with initial_weights; targets need 1 or more")
         return value
 
     @field_validator("seeds")

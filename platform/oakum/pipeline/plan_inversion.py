@@ -109,6 +109,18 @@ class InversionPlanner:
                 )
             networks[place] = network
 
+    def _check_untrained(self) -> None:
+        """Refuse judges that are neither trained nor imported."""
+        for role, (model, training) in self._judges().items():
+            if training.recipe.epochs:
+                continue
+            place = "evaluation" if role == "evaluation" else "evaluation.second"
+            if model.config.initial_weights is None:
+                raise ConfigError(
+                    f"{place}: epochs 0 uses the model as it was imported, but {model.name!r} has no initial_weights; "
+                    "set them (`oakum weights list`), or raise epochs"
+                )
+
     def _require_attacked_classes(self, fold: str, reader: str) -> None:
         for folds in self._folds.values():
             attacked = [self._private_classes[index] for index in self._attacked]
@@ -158,6 +170,7 @@ class InversionPlanner:
         """
         if self._experiment.inversion:
             self._check()
+        self._check_untrained()
         stages: dict[str, Stage] = {}
         for name in self._judges():
             if self._evaluation_fold == "evaluation":

@@ -110,6 +110,12 @@ def initial_state(
     classifier = build_model(config)
     if initial is not None:
         classifier.load_initial(initial)
+    if recipe.epochs == 0 and classifier.left_as_drawn:
+        raise ConfigError(
+            f"the weights {config['model']['initial_weights']!r} leave {', '.join(classifier.left_as_drawn)} of "
+            f"{config['model']['name']} random: they are not those of {config['num_classes']} classes, and with "
+            "epochs 0 nothing trains the rest; give weights of a classifier of these classes, or epochs above 0"
+        )
     model = build_defense(config["defense"]).build(classifier).to(device)
     collective = Collective.current()
     if recipe.batch_norm == "global" and collective.world_size > 1:

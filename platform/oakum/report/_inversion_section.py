@@ -71,14 +71,23 @@ def _judges(record: RunRecord) -> list[str]:
     evaluation = record.config.get("evaluation") or {}
     second = evaluation.get("second") or {}
     named = [
-        ("Evaluation model", _name(evaluation.get("model")), "evaluation"),
-        ("second evaluation model", _name(second.get("model")), "second"),
+        ("Evaluation model", evaluation, "evaluation"),
+        ("second evaluation model", second, "second"),
     ]
-    models = [f"{title}: {name}{_shares(record, role)}" for title, name, role in named if name]
+    models = [
+        f"{title}: {_name(part['model'])}{_remarks(record, part, role)}"
+        for title, part, role in named
+        if part.get("model")
+    ]
+    imported = [_is_imported(part) for _, part, _ in named if part.get("model")]
     extractors = [name for entry in evaluation.get("extractors") or [] if (name := _name(entry))]
     sentences = ["; ".join([*models, *([f"feature networks: {', '.join(extractors)}"] if extractors else [])]) + "."]
     sentences = sentences if models else []
-    if evaluation.get("fold") == "train":
+    if any(imported):
+        sentences.append(
+            "What an imported evaluation model learned from is not known here: it may have seen the private images."
+        )
+    if evaluation.get("fold") == "train" and not all(imported):
         sentences.append(
             "The evaluation models learned from the target's own training images, so a reconstruction may please both "
             "by what they share beyond the class."
@@ -92,15 +101,25 @@ def _name(entry: Any) -> str:
     return str(entry.get("name") or "") if isinstance(entry, dict) else str(entry or "")
 
 
-def _shares(record: RunRecord, role: str) -> str:
-    """Write how much of its validation images and of the real images an evaluation model gets right; "" if unknown."""
+def _is_imported(evaluation: dict[str, Any]) -> bool:
+    """Return whether an evaluation model, of which this is the configuration, was used as it was imported."""
+    recipe = evaluation.get("recipe")
+    return isinstance(recipe, dict) and recipe.get("epochs") == 0
+
+
+def _remarks(record: RunRecord, evaluation: dict[str, Any], role: str) -> str:
+    """Write whether an evaluation model was imported, and how much of its validation and of the real images it knows.
+
+    "" if nothing of it is known.
+    """
     models = [item for item in record.shared if item.role.partition(".")[0] == role]
     values = [item.metrics["val_accuracy"].value for item in models if "val_accuracy" in item.metrics]
     known = [value for value in values if value is not None]
     real = real_accuracy(record.cells, _JUDGE_OF_ROLE[role])
     shares = [f"{number(sum(known) / len(known), 'percent')} of its validation images"] if known else []
     shares += [f"{number(real, 'percent')} of the attacked classes' real images"] if real is not None else []
-    return f" ({', '.join(shares)})" if shares else ""
+    remarks = ["imported, not trained here"] * _is_imported(evaluation) + shares
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def _summary(record: RunRecord, attacks: list[str], view: Overview, styles: Looks) -> Markup:

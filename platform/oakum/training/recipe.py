@@ -25,7 +25,11 @@ class Recipe(FrozenConfig):
     momentum: float | None = Field(default=None, ge=0, lt=1, description="of SGD, 0.9 if not given; Adam has none")
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(
+        default=30,
+        ge=0,
+        description="0 is for evaluation models alone: use the model's `initial_weights` as they are, untrained",
+    )
     batch_size: int = Field(default=64, ge=1)
     drop_last: bool = Field(default=False, description="drop the last partial batch of an epoch")
     images_per_class: int | None = Field(
@@ -59,6 +63,15 @@ class Recipe(FrozenConfig):
     def trained_epochs(self) -> int:
         """How many epochs are trained: all, or `stop_after` of them."""
         return self.epochs if self.stop_after is None else self.stop_after
+
+    @model_validator(mode="after")
+    def _refuse_options_of_no_training(self) -> Recipe:
+        if self.epochs == 0:
+            changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+            if changed != ["epochs"]:
+                others = ", ".join(name for name in changed if name != "epochs")
+                raise ValueError(f"{others} has no effect with epochs 0, which trains nothing; remove it")
+        return self
 
     @model_validator(mode="after")
     def _refuse_options_without_effect(self) -> Recipe:

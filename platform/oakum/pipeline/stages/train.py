@@ -36,7 +36,7 @@ def snapshot(epoch: int) -> str:
 
 def summary_of(history: list[dict[str, Any]], metrics: dict[str, MetricValue]) -> dict[str, Any]:
     """Return the summary of a training with this history."""
-    last = history[-1]
+    last = history[-1] if history else {}
     shown = {name: MetricValue(last[column]) for column, name in _SHOWN.items() if column in last}
     return {
         "metrics": {name: value.to_json() for name, value in {**shown, **metrics}.items()},
