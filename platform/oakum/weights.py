@@ -127,6 +127,18 @@ def open_weights(folder: Path, name: str) -> WeightsFile:
     return file
 
 
+def read_planned(folder: Path, name: str, sha256: str) -> dict[str, Tensor]:
+    """Return the tensors of the weights that a stage was planned with, whichever machine it runs on.
+
+    Raises:
+        ConfigError: not there, damaged, or other weights under the same name.
+    """
+    file = open_weights(folder, name)
+    if file.sha256 != sha256:
+        raise ConfigError(f"the weights {name!r} on this machine are not the ones that were planned; copy them again")
+    return read_tensors(file)
+
+
 def read_tensors(file: WeightsFile) -> dict[str, Tensor]:
     """Return the tensors by name, on the CPU.
 

@@ -93,10 +93,21 @@ class PriorTraining(FrozenConfig):
 
     Attributes:
         method: settings of the prior; its `name` may be left out where the entry's own name is that of a method.
+        weights: network of the method (`generator`, `critic`) -> weights that were imported for it. All of them are
+            used as they are, and nothing is trained; not for methods that are trained against the target.
     """
 
     method: MethodEntry = Field(default={})
+    weights: dict[str, str] = Field(default={})
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the prior; default: execution.threads")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_weights(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Say nothing of imported networks where there are none."""
+        data: dict[str, Any] = plain(self)
+        if not self.weights:
+            data.pop("weights", None)
+        return data
 
 
 class AttacksConfig(FrozenConfig):
@@ -391,8 +402,22 @@ def _check_parts(experiment: Experiment, where: str) -> None:
         )
     if experiment.inversion and file.evaluation is None:
         raise ConfigError(f"{where}: attacks.inversion needs an evaluation model; add `evaluation:`")
+    for label, prior in experiment.priors.items():
+        _check_imported(prior, file.priors[label].weights, f"{where}: priors.{label}.weights")
     for attack in experiment.inversion:
         prior_for(attack, experiment.priors, f"{where}: attacks.inversion")
+
+
+def _check_imported(prior: Method, weights: dict[str, str], place: str) -> None:
+    if not weights:
+        return
+    if prior.cls.needs_target:
+        raise ConfigError(
+            f"{place}: {prior.name!r} is trained against the model that it attacks, so an imported one would be that "
+            "of another target; remove weights"
+        )
+    if set(weights) != set(prior.cls.network_names):
+        raise ConfigError(f"{place}: give weights for each of {', '.join(prior.cls.network_names)}, and nothing else")
 
 
 def prior_for(attack: Method, priors: dict[str, Method], where: str) -> str | None:

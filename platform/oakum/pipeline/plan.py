@@ -103,7 +103,7 @@ class _Planner:
             self.models,
             self.folds,
             self.input_shape,
-            lambda extractor: open_weights(self.weights, extractor.cls.weights_name).sha256,
+            lambda name: open_weights(self.weights, name).sha256,
         )
         self._check_combinations()
 

@@ -20,11 +20,11 @@ from oakum.seeding import derive_seed
 CONTROL_FOLD = "control"
 
 
-class ExtractorFiles(Protocol):
-    """Finds the weights of a feature network."""
+class WeightsFinder(Protocol):
+    """Finds files in the folder of weights."""
 
-    def __call__(self, extractor: Method) -> str:
-        """Return the SHA-256 of its weights file; raise `ConfigError` when it was not prepared."""
+    def __call__(self, name: str) -> str:
+        """Return the SHA-256 of the weights of that name; raise `ConfigError` when they are not there."""
 
 
 class InversionPlanner:
@@ -42,7 +42,7 @@ class InversionPlanner:
         models: ModelPlanner,
         folds: dict[int, FoldSet],
         input_shape: list[int],
-        extractor_files: ExtractorFiles,
+        weights: WeightsFinder,
     ) -> None:
         self.warnings: list[str] = []
         self._experiment = experiment
@@ -51,9 +51,10 @@ class InversionPlanner:
         self._models = models
         self._folds = folds
         self._input_shape = input_shape
+        self._weights = weights
         self._none = resolve_method("defenses", "none", "inversion")
         self._extractors = [
-            {"method": each.document(), "weights": extractor_files(each)} for each in experiment.extractors
+            {"method": each.document(), "weights": weights(each.cls.weights_name)} for each in experiment.extractors
         ]
         first = folds[0]
         self._private_classes = list(first.private_classes)
@@ -77,7 +78,8 @@ class InversionPlanner:
             label = prior_for(attack, self._experiment.priors, "attacks.inversion")
             if label is not None:
                 attack.cls(attack.config).check(self._experiment.priors[label].config.latent_size)
-                self._refuse_private_classes("public")
+                if not self._file.priors[label].weights:
+                    self._refuse_private_classes("public")
 
     def _check_architectures(self) -> None:
         """Refuse judges that have, under whatever name, the network of the target or of each other.
@@ -257,6 +259,8 @@ class InversionPlanner:
 
     def _prior(self, label: str, target: Stage | None, title: str) -> Stage:
         prior = self._experiment.priors[label]
+        if weights := self._file.priors[label].weights:
+            return self._imported_prior(label, weights)
         self._folds[0].require("public")
         config = {
             "prior": prior.document(),
@@ -275,6 +279,20 @@ class InversionPlanner:
             weight=100.0 if target is None else 40.0,
             threads=self._file.priors[label].threads,
         )
+
+    def _imported_prior(self, label: str, weights: dict[str, str]) -> Stage:
+        prior = self._experiment.priors[label]
+        config = {
+            "prior": prior.document(),
+            "input_shape": self._input_shape,
+            "seed": derive_seed(self._file.experiment_seed, "prior"),
+            "weights": {part: {"name": name, "sha256": self._weights(name)} for part, name in sorted(weights.items())},
+        }
+        self.warnings.append(
+            f"priors.{label}: used as it was imported ({', '.join(weights.values())}); whether it learned from private "
+            "images is not known here"
+        )
+        return self._make("prior", config, {}, {}, f"prior {label}", (prior,), part="prior")
 
     def _prior_of(self, attack: ChosenAttack, target: Stage, shared: dict[str, Stage], title: str) -> Stage | None:
         """Return the prior that an attack searches: the one of all cells, or one trained against this target."""

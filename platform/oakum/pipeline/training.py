@@ -21,7 +21,7 @@ from oakum.training.loop import LabeledData, TrainingLoop
 from oakum.training.optimizers import autocast_dtype, build_optimizer, build_scheduler
 from oakum.training.recipe import Recipe
 from oakum.training.state import TrainState
-from oakum.weights import open_weights, read_tensors, weights_folder
+from oakum.weights import read_planned, weights_folder
 
 # Inputs of a training that are its teachers carry this before their name.
 TEACHER = "teacher."
@@ -96,10 +96,7 @@ def _initial_weights(context: StageContext) -> dict[str, Tensor] | None:
     name = config["model"].get("initial_weights")
     if name is None:
         return None
-    file = open_weights(weights_folder(context.settings.data_home), name)
-    if file.sha256 != config["initial_weights_sha256"]:
-        raise ConfigError(f"the weights {name!r} on this machine are not the ones that were planned; copy them again")
-    return read_tensors(file)
+    return read_planned(weights_folder(context.settings.data_home), name, config["initial_weights_sha256"])
 
 
 def initial_state(
