@@ -101,7 +101,8 @@ def test_a_misspelled_key_names_its_path_and_the_nearest_before_anything_starts(
         ("recipe.epochs=[", "is not valid YAML"),
         ("attacks.membership.7=loss", "'7' is not an index of a list of 2"),
         ("recipe.epochs.more=1", "neither a mapping nor a list"),
-        ("recipe.epochs=0", "greater than or equal to 1"),
+        ("recipe.epochs=-1", "greater than or equal to 0 (got -1)"),
+        ("recipe.epochs=0", "targets need 1 or more"),
     ],
 )
 def test_wrong_overrides(home: Home, oakum: Callable[..., Any], finished: Any, override: str, said: str) -> None:

@@ -62,7 +62,12 @@ def test_aliases_are_accepted(tiny: dict[str, Any]) -> None:
         ("attacks.inversion.0.restart=4", "attacks.inversion.0.restart: unknown key; did you mean 'restarts'?"),
         ("folds.rules.0.tkae={}", "folds.rules.0.tkae: unknown key; did you mean 'take'?"),
         ("recipe.epochs=three", "tiny.yaml: recipe.epochs:"),
-        ("recipe.epochs=0", "greater than or equal to 1 (got 0)"),
+        ("recipe.epochs=-1", "tiny.yaml: recipe.epochs: "),
+        ("recipe.epochs=0", "recipe: epochs 0 is for evaluation models with initial_weights; targets need 1 or more"),
+        (
+            "evaluation.recipe={epochs: 0, milestones: [1], select: best_val}",
+            "evaluation.recipe: epochs 0 trains nothing, so these have no effect: milestones, select; remove them",
+        ),
         ("recipe.learning_rate=1e-3", "YAML reads '1e-3' as text, not as a number; write 0.001"),
         ("recipe.learning_rate=.nan", "tiny.yaml: recipe.learning_rate:"),
         ("settings.relaxloss.alpha=-1", "tiny.yaml: settings.relaxloss.alpha:"),

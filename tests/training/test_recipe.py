@@ -16,8 +16,6 @@ from oakum.training.recipe import Recipe
     [
         ({"learning_rate": 0}, "recipe.learning_rate"),
         ({"epochs": -1}, "recipe.epochs"),
-        ({"epochs": 0, "milestones": [1]}, "milestones has no effect with epochs 0, which trains nothing; remove it"),
-        ({"epochs": 0, "select": "best_val", "precision": "bfloat16"}, "precision, select has no effect with epochs 0"),
         ({"batch_size": 2.5}, "recipe.batch_size"),
         ({"optimizer": "adamw"}, "'adam' or 'sgd'"),
         ({"lerning_rate": 0.1}, "did you mean 'learning_rate'?"),

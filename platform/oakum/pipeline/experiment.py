@@ -68,6 +68,14 @@ class ModelTraining(FrozenConfig):
     model: MethodEntry
     recipe: Recipe = Recipe()
 
+    @field_validator("recipe")
+    @classmethod
+    def _refuse_options_of_no_training(cls, value: Recipe) -> Recipe:
+        others = [name for name in value.changed if name != "epochs"]
+        if value.epochs == 0 and others:
+            raise ValueError(f"epochs 0 trains nothing, so these have no effect: {', '.join(others)}; remove them")
+        return value
+
 
 class EvaluationConfig(ModelTraining):
     """Who judges reconstructions. Values are comparable only between runs that say the same here.

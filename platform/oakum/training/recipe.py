@@ -60,18 +60,14 @@ class Recipe(FrozenConfig):
     )
 
     @property
+    def changed(self) -> list[str]:
+        """The options that are not at their default, in order of the fields."""
+        return [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+
+    @property
     def trained_epochs(self) -> int:
         """How many epochs are trained: all, or `stop_after` of them."""
         return self.epochs if self.stop_after is None else self.stop_after
-
-    @model_validator(mode="after")
-    def _refuse_options_of_no_training(self) -> Recipe:
-        if self.epochs == 0:
-            changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
-            if changed != ["epochs"]:
-                others = ", ".join(name for name in changed if name != "epochs")
-                raise ValueError(f"{others} has no effect with epochs 0, which trains nothing; remove it")
-        return self
 
     @model_validator(mode="after")
     def _refuse_options_without_effect(self) -> Recipe:
@@ -80,7 +76,7 @@ class Recipe(FrozenConfig):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0; raise momentum or remove nesterov")
         unreachable = [epoch for epoch in self.milestones if not 1 <= epoch < self.epochs]
-        if unreachable:
+        if unreachable and self.epochs:
             raise ValueError(
                 f"milestones {unreachable} change nothing in {self.epochs} epochs; write epochs from 1 to "
                 f"{self.epochs - 1}"
