@@ -8,7 +8,8 @@ named next to its number.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from oakum.records import CellRecord, RunRecord
@@ -30,6 +31,9 @@ _SCORE_ENDINGS = ("auc", "average_precision")
 _PERCENT_STEMS = ("top1", "top5", "disagreement", "faint", "accuracy_on_real")
 _SCORE_STEMS = ("precision", "recall", "density", "coverage")
 _INVERSION_TOP1 = re.compile(r"inversion/[^/]+/top1")
+# What follows top-1 of the evaluation model: another judge's name, or the floor that was judged.
+_ANOTHER_JUDGE = re.compile(r"\.([^./]+)")
+_FLOORS = ("control", "unoptimized")
 _LEAKAGE_TOPICS = ("membership", "canary", "inversion")
 # With more attacks the matrix shows the loss attack, and the overview the strongest one alone.
 _ATTACKS_WITH_LOSS_APART = 4
@@ -88,6 +92,8 @@ class Column:
         differences: setting label -> paired difference to the baseline; {} without a baseline.
         names_attack: whether several attacks compete, so that each number needs its attack's name.
         at_chance: labels of the settings of which, as of the baseline, no seed is above chance by its interval.
+        unconfirmed: label -> the judges by whom the difference, whose sign the seeds settle, is not settled alike, each
+            with the baseline's mean and the setting's.
     """
 
     name: str
@@ -100,6 +106,7 @@ class Column:
     differences: dict[str, Difference]
     names_attack: bool = False
     at_chance: frozenset[str] = frozenset()
+    unconfirmed: Mapping[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,7 +228,37 @@ def _inversion_column(record: RunRecord, settings: tuple[Setting, ...], baseline
     apart = _met_by_some(measured, settings)
     compared = [key for key in measured if key not in apart] or measured
     column = _column("inversion_top1", title, compared, record, settings, baseline)
-    return replace(column, names_attack=len(measured) > 1)
+    return replace(column, names_attack=len(measured) > 1, unconfirmed=_unconfirmed(column, settings, baseline))
+
+
+def _unconfirmed(
+    column: Column, settings: tuple[Setting, ...], baseline: Setting | None
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return label -> judge -> (the baseline's mean, the setting's) for every judge who does not see the same change.
+
+    The evaluation model may err with the target, from whose images it often learned: what only it sees is in doubt.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for setting in settings:
+        difference = column.differences.get(setting.label)
+        if baseline is None or difference is None or difference.direction not in ("lower", "higher"):
+            continue
+        its, own = (column.measurements[one.label].key for one in (baseline, setting))
+        for judge in _other_judges(own, setting):
+            before, after = spread(baseline.cells, f"{its}.{judge}"), spread(setting.cells, f"{own}.{judge}")
+            other = paired_difference(after, before)
+            if before.mean is None or after.mean is None or not other.values:
+                continue
+            if other.direction != difference.direction:
+                found.setdefault(setting.label, {})[judge] = (before.mean, after.mean)
+    return found
+
+
+def _other_judges(key: str, setting: Setting) -> list[str]:
+    """Return who else said how many reconstructions behind this top-1 they recognize."""
+    keys = dict.fromkeys(name for cell in setting.cells for name in cell.metrics if name.startswith(f"{key}."))
+    matches = [_ANOTHER_JUDGE.fullmatch(name.removeprefix(key)) for name in keys]
+    return [match.group(1) for match in matches if match and match.group(1) not in _FLOORS]
 
 
 def _met_by_some(keys: list[str], settings: tuple[Setting, ...]) -> list[str]:

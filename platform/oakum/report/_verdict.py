@@ -14,6 +14,7 @@ from oakum.report._overview import Column, Measurement, Overview, Setting
 from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, Direction
 
 Tone = Literal["good", "bad", "neutral"]
+Outcome = Direction | Literal["chance", "disputed"]
 
 UNRANKED = "Unranked: its output is masked, and no label-only attack was run"
 _THREATS = (
@@ -59,14 +60,14 @@ def verdicts(view: Overview) -> list[Verdict]:
 
 def _verdict(setting: Setting, view: Overview) -> Verdict:
     findings = []
-    directions: dict[str, Direction | Literal["chance"]] = {}
+    outcomes: dict[str, Outcome] = {}
     for name, short, title in (("test_accuracy", "", "Test accuracy"), *_THREATS):
         column = view.column(name)
         if column is None:
             continue
         findings.append(_finding(column, setting, view, title))
         if short and setting.label in column.differences:
-            directions[short] = _outcome(column, setting)
+            outcomes[short] = _outcome(column, setting)
     if view.baseline is None:
         headline = "No undefended setting to compare with"
     elif setting == view.baseline:
@@ -74,23 +75,27 @@ def _verdict(setting: Setting, view: Overview) -> Verdict:
     elif not setting.is_ranked:
         headline = UNRANKED
     else:
-        headline = _headline(directions) + (" (masked output)" if setting.is_masked else "")
+        headline = _headline(outcomes) + (" (masked output)" if setting.is_masked else "")
     return Verdict(setting, headline, tuple(findings))
 
 
-def _outcome(column: Column, setting: Setting) -> Direction | Literal["chance"]:
-    """Return what the seeds settle; between two that do not leak, a difference is none of leakage."""
+def _outcome(column: Column, setting: Setting) -> Outcome:
+    """Return what the seeds settle, and the judges with them.
+
+    Between two that do not leak, a difference is none of leakage.
+    """
     direction = column.differences[setting.label].direction
-    is_settled_by_chance = setting.label in column.at_chance and direction in ("lower", "higher", "unclear")
-    return "chance" if is_settled_by_chance else direction
+    if setting.label in column.at_chance and direction in ("lower", "higher", "unclear"):
+        return "chance"
+    return "disputed" if setting.label in column.unconfirmed else direction
 
 
-def _headline(directions: dict[str, Direction | Literal["chance"]]) -> str:
-    if not directions:
+def _headline(outcomes: dict[str, Outcome]) -> str:
+    if not outcomes:
         return "No leakage was measured"
-    groups = {direction: [name for name, own in directions.items() if own == direction] for direction in
-              ("lower", "higher", "unclear", "equal", "single", "none", "chance")}  # fmt: skip
-    if len(groups["lower"]) == len(directions) > 1:
+    groups = {outcome: [name for name, own in outcomes.items() if own == outcome] for outcome in
+              ("lower", "higher", "disputed", "unclear", "equal", "single", "none", "chance")}  # fmt: skip
+    if len(groups["lower"]) == len(outcomes) > 1:
         return "Leaks less in every way that was measured"
     if groups["single"]:
         return "One seed only: the differences below may be noise"
@@ -99,6 +104,8 @@ def _headline(directions: dict[str, Direction | Literal["chance"]]) -> str:
         parts.append(f"leaks less through {_listed(groups['lower'])}")
     if groups["higher"]:
         parts.append(f"leaks more through {_listed(groups['higher'])}")
+    if groups["disputed"]:
+        parts.append(f"the judges of {_listed(groups['disputed'])} do not agree")
     if groups["unclear"]:
         parts.append(f"no consistent change for {_listed(groups['unclear'])}")
     if groups["equal"]:
@@ -125,7 +132,7 @@ def _finding(column: Column, setting: Setting, view: Overview, title: str) -> Fi
         return Finding(title, mean_text(values, column.unit), chip, "neutral", " ".join(part for part in parts if part))
     if difference.direction == "unclear":
         parts.append(f"Per seed {values_text(difference.values.values(), column.unit, sign=True)}.")
-    parts.append(_at_chance(column, measurement))
+    parts += [_at_chance(column, measurement), _unconfirmed(column, setting)]
     figure = number(difference.mean, column.unit, sign=True)
     sentence = " ".join(part for part in parts if part)
     chip = outcome_text(difference, column) if is_ranked(column, setting) else "unranked: no label-only attack"
@@ -163,6 +170,16 @@ def _at_chance(column: Column, measurement: Measurement) -> str:
     return f"Not told apart from chance in {where}."
 
 
+def _unconfirmed(column: Column, setting: Setting) -> str:
+    """Name the judges who do not see the change, with what they see."""
+    found = [
+        f"{'the second evaluation model' if judge == 'second' else judge} "
+        f"({number(before, column.unit)} to {number(after, column.unit)})"
+        for judge, (before, after) in column.unconfirmed.get(setting.label, {}).items()
+    ]
+    return f"Not confirmed by {_listed(found)}." if found else ""
+
+
 def outcome_text(difference: Difference, column: Column) -> str:
     """Write what the seeds settle of a difference, in a few words."""
     count = len(difference.values)
@@ -186,12 +203,12 @@ def is_ranked(column: Column, setting: Setting) -> bool:
 def tone(column: Column, difference: Difference, setting: Setting) -> Tone:
     """Return whether the defender wants this change.
 
-    `neutral` unless the seeds settle its sign, for the leakage of a setting that is not ranked, and where neither the
-    setting nor the baseline is above chance.
+    `neutral` unless the seeds settle its sign, for the leakage of a setting that is not ranked, where neither the
+    setting nor the baseline is above chance, and where another judge does not see the change.
     """
     if difference.direction not in ("lower", "higher") or column.wants == "none" or not is_ranked(column, setting):
         return "neutral"
-    if setting.label in column.at_chance:
+    if setting.label in column.at_chance or setting.label in column.unconfirmed:
         return "neutral"
     return "good" if (difference.direction == "lower") == (column.wants == "low") else "bad"
 
