@@ -7,6 +7,7 @@ import pytest
 from oakum.records import CellRecord, MetricValue, RunRecord
 from oakum.report._overview import overview
 from oakum.report._verdict import Verdict, verdicts
+from oakum.report.terminal import plain_text, summary
 
 # Judge -> its top-1 of `none` and of `a`, in each seed; "" is the evaluation model.
 Judged = dict[str, tuple[list[float | None], list[float | None]]]
@@ -15,7 +16,7 @@ UNSETTLED: tuple[list[float | None], list[float | None]] = ([0.30, 0.31], [0.28,
 HIGHER: tuple[list[float | None], list[float | None]] = ([0.30, 0.31], [0.34, 0.36])
 
 
-def verdict_of(judged: Judged) -> Verdict:
+def record_of(judged: Judged) -> RunRecord:
     cells = []
     for index, label in enumerate(("none", "a")):
         for seed in range(2):
@@ -26,7 +27,11 @@ def verdict_of(judged: Judged) -> Verdict:
                     value, note="not attacked" if value is None else ""
                 )
             cells.append(CellRecord(label, "none" if label == "none" else "x", {}, seed, metrics, {}))
-    baseline, found = verdicts(overview(RunRecord("n", "", "k", "p", {}, {}, {}, tuple(cells), ())))
+    return RunRecord("n", "", "k", "p", {}, {}, {}, tuple(cells), ())
+
+
+def verdict_of(judged: Judged) -> Verdict:
+    baseline, found = verdicts(overview(record_of(judged)))
     assert "confirmed" not in baseline.findings[0].sentence
     return found
 
@@ -69,6 +74,17 @@ def test_what_a_judge_does_not_see_is_disputed(others: Judged, sentence: str) ->
     assert found.headline == "The judges of class pictures do not agree"
     assert (finding.chip, finding.tone) == ("lower in both seeds", "neutral")
     assert finding.sentence.replace("\N{NO-BREAK SPACE}", " ").endswith(sentence)
+
+
+def test_terminal_and_json_warn_of_it() -> None:
+    disputed, agreed = (record_of({"": LOWER, "second": second}) for second in (HIGHER, LOWER))
+    warning = (
+        "a: the change in class pictures that the evaluation model sees is not confirmed by the second evaluation "
+        "model (30.5\N{NO-BREAK SPACE}% to 35.0\N{NO-BREAK SPACE}%)."
+    )
+    assert warning in summary(disputed)["warnings"]
+    assert "is not confirmed by the second" in " ".join(plain_text(disputed).split())
+    assert not any("confirmed" in text for text in summary(agreed)["warnings"])
 
 
 def test_a_rise_is_disputed_too() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from oakum.records import CellRecord, RunRecord
 from oakum.report._flags import Flag, gather, is_mask_note, seeds_text
+from oakum.report._other_judges import Doubts, doubt_warnings, doubts
 from oakum.report._weak_judges import faint_hits, weak_judges
 from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, Spread, paired_difference, spread
 
@@ -31,9 +32,6 @@ _SCORE_ENDINGS = ("auc", "average_precision")
 _PERCENT_STEMS = ("top1", "top5", "disagreement", "faint", "accuracy_on_real")
 _SCORE_STEMS = ("precision", "recall", "density", "coverage")
 _INVERSION_TOP1 = re.compile(r"inversion/[^/]+/top1")
-# What follows top-1 of the evaluation model: another judge's name, or the floor that was judged.
-_ANOTHER_JUDGE = re.compile(r"\.([^./]+)")
-_FLOORS = ("control", "unoptimized")
 _LEAKAGE_TOPICS = ("membership", "canary", "inversion")
 # With more attacks the matrix shows the loss attack, and the overview the strongest one alone.
 _ATTACKS_WITH_LOSS_APART = 4
@@ -106,7 +104,7 @@ class Column:
     differences: dict[str, Difference]
     names_attack: bool = False
     at_chance: frozenset[str] = frozenset()
-    unconfirmed: Mapping[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    unconfirmed: Mapping[str, Doubts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,11 @@ def overview(record: RunRecord) -> Overview:
         settings=settings,
         baseline=baseline,
         columns=tuple(columns),
-        warnings=record.warnings + tuple(_own_warnings(settings, baseline, metric_keys(record))),
+        warnings=(
+            *record.warnings,
+            *_own_warnings(settings, baseline, metric_keys(record)),
+            *(text for column in columns for text in doubt_warnings(column.unconfirmed)),
+        ),
         flags=gather([cell for setting in settings for cell in setting.cells]),
         unresolved=tuple(_unresolved(settings)),
     )
@@ -228,37 +230,19 @@ def _inversion_column(record: RunRecord, settings: tuple[Setting, ...], baseline
     apart = _met_by_some(measured, settings)
     compared = [key for key in measured if key not in apart] or measured
     column = _column("inversion_top1", title, compared, record, settings, baseline)
-    return replace(column, names_attack=len(measured) > 1, unconfirmed=_unconfirmed(column, settings, baseline))
+    unconfirmed = _unconfirmed(column, settings, baseline) if baseline is not None else {}
+    return replace(column, names_attack=len(measured) > 1, unconfirmed=unconfirmed)
 
 
-def _unconfirmed(
-    column: Column, settings: tuple[Setting, ...], baseline: Setting | None
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return label -> judge -> (the baseline's mean, the setting's) for every judge who does not see the same change.
-
-    The evaluation model may err with the target, from whose images it often learned: what only it sees is in doubt.
-    """
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    for setting in settings:
-        difference = column.differences.get(setting.label)
-        if baseline is None or difference is None or difference.direction not in ("lower", "higher"):
-            continue
-        its, own = (column.measurements[one.label].key for one in (baseline, setting))
-        for judge in _other_judges(own, setting):
-            before, after = spread(baseline.cells, f"{its}.{judge}"), spread(setting.cells, f"{own}.{judge}")
-            other = paired_difference(after, before)
-            if before.mean is None or after.mean is None or not other.values:
-                continue
-            if other.direction != difference.direction:
-                found.setdefault(setting.label, {})[judge] = (before.mean, after.mean)
-    return found
-
-
-def _other_judges(key: str, setting: Setting) -> list[str]:
-    """Return who else said how many reconstructions behind this top-1 they recognize."""
-    keys = dict.fromkeys(name for cell in setting.cells for name in cell.metrics if name.startswith(f"{key}."))
-    matches = [_ANOTHER_JUDGE.fullmatch(name.removeprefix(key)) for name in keys]
-    return [match.group(1) for match in matches if match and match.group(1) not in _FLOORS]
+def _unconfirmed(column: Column, settings: tuple[Setting, ...], baseline: Setting) -> dict[str, Doubts]:
+    """Return label -> judges, for the settings whose change another judge does not see."""
+    by_label = {setting.label: setting for setting in settings}
+    its = (column.measurements[baseline.label].key, baseline.cells)
+    found = {
+        label: doubts(difference.direction, (column.measurements[label].key, by_label[label].cells), its)
+        for label, difference in column.differences.items()
+    }
+    return {label: judges for label, judges in found.items() if judges}
 
 
 def _met_by_some(keys: list[str], settings: tuple[Setting, ...]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from oakum.report._numbers import interval_text, mean_text, number, values_text
+from oakum.report._other_judges import doubts_text
 from oakum.report._overview import Column, Measurement, Overview, Setting
 from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, Direction
 
@@ -171,13 +172,8 @@ def _at_chance(column: Column, measurement: Measurement) -> str:
 
 
 def _unconfirmed(column: Column, setting: Setting) -> str:
-    """Name the judges who do not see the change, with what they see."""
-    found = [
-        f"{'the second evaluation model' if judge == 'second' else judge} "
-        f"({number(before, column.unit)} to {number(after, column.unit)})"
-        for judge, (before, after) in column.unconfirmed.get(setting.label, {}).items()
-    ]
-    return f"Not confirmed by {_listed(found)}." if found else ""
+    judges = column.unconfirmed.get(setting.label)
+    return f"Not confirmed by {doubts_text(judges)}." if judges else ""
 
 
 def outcome_text(difference: Difference, column: Column) -> str:
