@@ -11,6 +11,7 @@ from oakum.defenses.bido import SKIPPED_BATCHES, BiDO, layer_dependences
 from oakum.metrics import dependence as dep
 from oakum.models.base import Classifier, InputShape
 from oakum.models.mlp import MLP
+from oakum.training.recipe import Recipe
 from oakum.training.state import Batch, TrainState
 
 CLASSES = 4
@@ -132,6 +133,26 @@ def test_small_and_one_class_batches_fall_back_to_cross_entropy_and_are_counted(
     state = fresh_state()
     bido().loss(state, Batch(x[:8], y[:8], torch.arange(8)))
     assert state.counters[SKIPPED_BATCHES] == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "said"),
+    [
+        (Recipe(batch_size=1), 100, "would have 1 row"),
+        (Recipe(batch_size=7), 100, "would have 7 rows"),
+        (Recipe(batch_size=64), 5, "would have 5 rows"),
+        (Recipe(batch_size=16, images_per_class=16), 100, "would have images of one class"),
+    ],
+)
+def test_a_recipe_all_of_whose_batches_would_be_skipped_is_refused(recipe: Recipe, rows: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"every batch {said}, and training would be that of no defense; "):
+        bido().check_training(recipe, rows)
+    assert bido(lambda_x=0.0, lambda_y=0.0).check_training(recipe, rows) == []
+
+
+@pytest.mark.parametrize("recipe", [Recipe(batch_size=8), Recipe(batch_size=16, images_per_class=8)])
+def test_a_recipe_with_measurable_batches_is_not_warned_of(recipe: Recipe) -> None:
+    assert bido().check_training(recipe, 9) == []
 
 
 @pytest.mark.parametrize("measure", ["hsic", "coco"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from oakum.metrics import inversion as metrics
-from oakum.pipeline.stages.judge import Made, _by_extractor
+from oakum.pipeline.stages.judge import Made, _by_extractor, _shares_images
+from oakum.store import Manifest
 
 
 class Corners(nn.Module):
@@ -64,3 +66,11 @@ def test_without_a_control_there_is_no_floor_and_other_networks_name_nobody() ->
             )
         ).value
     )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "fold", "shares"), [(3, "train", True), (3, "evaluation", False), (0, "evaluation", None)]
+)
+def test_what_an_imported_judge_learned_from_is_not_known(epochs: int, fold: str, shares: bool | None) -> None:
+    document = {"config": {"recipe": {"epochs": epochs}}, "folds": {fold: "digest"}}
+    assert _shares_images(cast(Manifest, SimpleNamespace(key_document=document))) is shares

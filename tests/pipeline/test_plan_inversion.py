@@ -67,6 +67,21 @@ def cells(plan: Plan) -> dict[tuple[str, int], dict[str, Any]]:
     return {(cell.setting, cell.seed): cell.stages for cell in plan.cells}
 
 
+def test_which_of_several_fitting_priors_is_searched_is_said(plan: Callable[..., Plan], many: dict[str, Any]) -> None:
+    assert not any("searches prior" in text for text in plan().warnings)
+    priors = {"mine": {"method": {"name": "wgan_gp", **SMALL_GAN}}, **many["priors"]}
+    gmi = {"name": "gmi", "iterations": 2, "restarts": 2}
+    taken = plan(priors=priors, attacks={"inversion": [gmi]})
+    (warning,) = [text for text in taken.warnings if "searches prior" in text]
+    assert warning == (
+        "attack 'gmi' searches prior 'mine', the first of mine, wgan_gp, which all have what it needs; name the one "
+        "that you mean with `prior:`"
+    )
+    assert "prior.mine" in taken.shared
+    named = plan(priors=priors, attacks={"inversion": [{**gmi, "prior": "wgan_gp"}]})
+    assert "prior.wgan_gp" in named.shared and not any("searches prior" in text for text in named.warnings)
+
+
 def test_attacks_meet_the_cells_that_they_name(plan: Callable[..., Plan]) -> None:
     judged = {
         where: {role.removeprefix("judge.clean.") for role in stages if role.startswith("judge.")}
@@ -304,7 +319,7 @@ def test_every_attack_runs_and_is_judged(many: dict[str, Any], prepared_digits: 
     assert table["class"] == [0, 0, 1, 1, 2, 2] and table["restart"] == [0, 1] * 3
     assert {"correct", "correct_second"} <= table.keys()
     profile = judge.summary["profile"]
-    assert profile["shares_private_images"] is False
+    assert profile["shares_private_images"] == {"evaluator": False, "second": False}
     assert [profile[role] for role in ("evaluator", "second")] == [
         next(item.stage.key for item in result.record.shared if item.role == role) for role in ("evaluation", "second")
     ]

@@ -93,6 +93,16 @@ def test_summary_is_json_and_complete(run: Any) -> None:
     assert set(relaxloss["metrics"]) == set(run.record.cells[0].metrics)
 
 
+def test_the_caution_of_a_number_is_in_the_summary(run: Any) -> None:
+    noted = MetricValue(12.0, note="10 samples are too few for 128 features")
+    cells = [
+        replace(cell, metrics={"inversion/gmi/fd.evaluator": noted if cell.seed else MetricValue(11.0)})
+        for cell in run.record.cells
+    ]
+    found = terminal.summary(replace(run.record, cells=tuple(cells)))["settings"][0]["metrics"]
+    assert found["inversion/gmi/fd.evaluator"]["notes"] == dict.fromkeys(("1", "2"), noted.note)
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_the_strongest_inversion_attack_is_named(searched: Any, width: int) -> None:
     text = terminal.plain_text(searched.record, width)

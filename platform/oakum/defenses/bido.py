@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from oakum.config import ConfigError
 from oakum.defenses.base import Defense
 from oakum.metrics.dependence import (
     KernelName,
@@ -21,6 +22,7 @@ from oakum.metrics.dependence import (
 )
 from oakum.models.base import Classifier
 from oakum.registry import Source
+from oakum.training.recipe import Recipe
 from oakum.training.state import Batch, TrainState
 
 MIN_ROWS = 8
@@ -60,7 +62,7 @@ class BiDO(Defense):
 
     D is normalized HSIC or COCO between a tapped hidden layer Z_j and the input X or the one-hot label Y, over the
     rows of the global batch. A batch of fewer than 8 rows or of a single class has no measurable dependence: its loss
-    is the cross-entropy alone, and `bido/skipped_batches` counts it.
+    is the cross-entropy alone, and `bido/skipped_batches`, a curve of each epoch, counts it.
 
     Differs from the released code: kernels of X and Y are computed once per batch instead of once per layer, and
     HSIC is solved in float64 by Cholesky instead of a float32 inverse on the CPU; the value is the same up to rounding.
@@ -124,6 +126,23 @@ class BiDO(Defense):
         if self.config.coco_norm != "frobenius" and self.config.measure != "coco":
             warnings.append("bido: coco_norm has no effect with measure hsic")
         return warnings
+
+    def check_training(self, recipe: Recipe, train_size: int) -> list[str]:
+        """Refuse batches whose dependence can never be measured, so that every one would train as without a defense.
+
+        Raises:
+            ConfigError: all batches have fewer than 8 rows or a single class.
+        """
+        warnings = super().check_training(recipe, train_size)
+        rows = min(recipe.batch_size, train_size)
+        if self._is_off or (rows >= MIN_ROWS and recipe.images_per_class != recipe.batch_size):
+            return warnings
+        what = f"{rows} row{'s' * (rows != 1)}" if rows < MIN_ROWS else "images of one class"
+        raise ConfigError(
+            f"defense 'bido' measures dependence over a batch of {MIN_ROWS} rows and {MIN_CLASSES} classes or more, "
+            f"but every batch would have {what}, and training would be that of no defense; raise recipe.batch_size, "
+            "lower recipe.images_per_class, or give more images"
+        )
 
     def loss(self, state: TrainState, batch: Batch) -> Tensor:
         """Return the mean cross-entropy plus the global batch's dependence terms, which are equal on every rank."""

@@ -440,7 +440,7 @@ def prior_for(attack: Method, priors: dict[str, Method], where: str) -> str | No
     if not attack.cls.needs_prior:
         return None
     needed = set(attack.cls.prior_networks)
-    fitting = [label for label, prior in priors.items() if needed <= set(prior.cls.network_names)]
+    fitting = fitting_priors(attack, priors)
     wanted = attack.config.prior
     if wanted is not None and wanted not in fitting:
         reason = "has no " + ", ".join(sorted(needed)) if wanted in priors else "is not under `priors`"
@@ -453,4 +453,11 @@ def prior_for(attack: Method, priors: dict[str, Method], where: str) -> str | No
             f"{where}: attack {attack.name!r} searches a prior with {' and '.join(sorted(needed))}; add one under "
             f"`priors:`, for example `{able[0] if able else 'mine'}: {{}}`"
         )
-    return wanted or min(fitting, key=lambda label: priors[label].cls.needs_target)
+    return wanted or fitting[0]
+
+
+def fitting_priors(attack: Method, priors: dict[str, Method]) -> list[str]:
+    """Return the labels of the priors with the networks that an attack needs, those that serve every target first."""
+    needed = set(attack.cls.prior_networks)
+    fitting = [label for label, prior in priors.items() if needed <= set(prior.cls.network_names)]
+    return sorted(fitting, key=lambda label: priors[label].cls.needs_target)

@@ -11,7 +11,7 @@ from torch import nn
 
 from oakum.config import ConfigError
 from oakum.models.base import InputShape, same_architecture, same_up_to_sizes
-from oakum.pipeline.experiment import ChosenAttack, Experiment, Method, prior_for, resolve_method
+from oakum.pipeline.experiment import ChosenAttack, Experiment, Method, fitting_priors, prior_for, resolve_method
 from oakum.pipeline.folds import FoldSet
 from oakum.pipeline.plan_models import ModelPlanner, Placement, StageMaker
 from oakum.pipeline.stage import Stage
@@ -77,9 +77,23 @@ class InversionPlanner:
         for attack in self._attacks():
             label = prior_for(attack, self._experiment.priors, "attacks.inversion")
             if label is not None:
+                self._warn_of_other_priors(attack, label)
                 attack.cls(attack.config).check(self._experiment.priors[label].config.latent_size)
                 if not self._file.priors[label].weights:
                     self._refuse_private_classes("public")
+
+    def _warn_of_other_priors(self, attack: ChosenAttack, taken: str) -> None:
+        priors = self._experiment.priors
+        like = [
+            label
+            for label in fitting_priors(attack, priors)
+            if priors[label].cls.needs_target == priors[taken].cls.needs_target
+        ]
+        if attack.config.prior is None and len(like) > 1:
+            self.warnings.append(
+                f"attack {attack.label!r} searches prior {taken!r}, the first of {', '.join(like)}, which all have "
+                "what it needs; name the one that you mean with `prior:`"
+            )
 
     def _check_architectures(self) -> None:
         """Refuse judges that have, under whatever name, the network of the target or of each other.

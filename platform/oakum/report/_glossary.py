@@ -73,7 +73,8 @@ TERMS: tuple[tuple[str, str], ...] = (
     (
         "Inversion attack",
         "Searches for pictures that the model assigns to a class, so as to show what the class looks like (for faces: "
-        "who it is). The prior it searches in was trained on public data only.",
+        "who it is). The prior it searches in was trained on public images, alone or against the attacked model; of an "
+        "imported one it is not known.",
     ),
     (
         "Inversion top-1, top-5",
@@ -94,9 +95,9 @@ TERMS: tuple[tuple[str, str], ...] = (
     ),
     (
         "Embedder",
-        "A network that was trained on other data to tell faces apart, such as FaceRes, and never saw this run's "
-        "images. It recognizes a reconstruction whose features point nearest to the mean of the attacked class, among "
-        "those of the attacked classes; chance is one of these.",
+        "A network that was trained elsewhere to tell faces apart, such as FaceRes; whether it met the same people "
+        "there may not be known. It recognizes a reconstruction whose features point nearest to the "
+        "mean of the attacked class, among those of the attacked classes; chance is one of these.",
     ),
     (
         "No-target control",
@@ -119,7 +120,8 @@ TERMS: tuple[tuple[str, str], ...] = (
         "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance, FID",
         "Distance between all reconstructions and all real images, each taken for a normal distribution of features. "
         "The column names the network that made them: the evaluation model, EfficientNet-Lite0, or Inception-v3, "
-        "whose distance alone is called FID. It falls with the number of samples, so read the counts beside it.",
+        "whose distance alone is called FID. It falls with the number of samples, so compare it between equal counts "
+        "alone; the summary of the judge's stage has them.",
     ),
     (
         "PRDC: precision, recall, density, coverage",

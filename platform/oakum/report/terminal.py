@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from oakum.records import RunRecord
+from oakum.records import CellRecord, RunRecord
 from oakum.report._console import FirstThatFits, difference_detail, empty_table, to_plain_text
 from oakum.report._numbers import chance_text, mean_text, number, printable, range_text
 from oakum.report._overview import Column, Overview, Setting, metric_keys, overview
@@ -90,6 +90,7 @@ def _setting_json(setting: Setting, view: Overview, record: RunRecord) -> dict[s
             "low": values.low,
             "high": values.high,
             "unresolved": {str(seed): reason for seed, reason in values.unresolved.items()},
+            "notes": {str(cell.seed): cell.metrics[key].note for cell in setting.cells if _has_note(cell, key)},
         }
         if view.baseline is not None and setting.label != view.baseline.label:
             metrics[key]["difference"] = _difference_json(paired_difference(values, spread(view.baseline.cells, key)))
@@ -108,6 +109,12 @@ def _setting_json(setting: Setting, view: Overview, record: RunRecord) -> dict[s
         "metrics": metrics,
         "strongest": strongest,
     }
+
+
+def _has_note(cell: CellRecord, key: str) -> bool:
+    """Return whether a number comes with a word of caution."""
+    metric = cell.metrics.get(key)
+    return metric is not None and metric.value is not None and bool(metric.note)
 
 
 def _difference_json(difference: Difference) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Extractors: published feature networks that never saw the private data."""
+"""Extractors: published feature networks that no run trains."""

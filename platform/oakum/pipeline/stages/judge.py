@@ -24,6 +24,7 @@ from oakum.models.base import same_architecture
 from oakum.models.extractors.base import extract_features, open_extractor
 from oakum.pipeline.context import StageContext, build_model
 from oakum.records import MetricValue
+from oakum.store import Manifest
 from oakum.weights import weights_folder
 
 CHUNK = 512
@@ -254,12 +255,12 @@ def _write(context: StageContext, made: Made, mine: Opinion, hits: dict[str, NDA
 def _profile(context: StageContext, made: Made, real: int) -> dict[str, Any]:
     """Return what must be equal for two judgments to be comparable; `real` counts the real images."""
     task = context.task
-    evaluator = context.input("evaluator")
+    judges = {role: context.input(role) for role in ("evaluator", "second") if role in task.inputs}
     classes = len(np.unique(made.wanted))
     return {
-        "evaluator": evaluator.key,
-        "second": task.inputs["second"].key if "second" in task.inputs else None,
-        "shares_private_images": "train" in evaluator.key_document["folds"],
+        "evaluator": judges["evaluator"].key,
+        "second": judges["second"].key if "second" in judges else None,
+        "shares_private_images": {role: _shares_images(judge) for role, judge in judges.items()},
         "real": {
             "fold": "train",
             "digest": task.folds["train"],
@@ -269,3 +270,10 @@ def _profile(context: StageContext, made: Made, real: int) -> dict[str, Any]:
         "made": {"classes": classes, "per_class": len(made.wanted) // classes},
         "extractors": {entry["method"]["name"]: entry["weights"] for entry in task.config["extractors"]},
     }
+
+
+def _shares_images(judge: Manifest) -> bool | None:
+    """Return whether a judge learned from the target's own images; None of one that was imported: it is not known."""
+    if judge.key_document["config"]["recipe"]["epochs"] == 0:
+        return None
+    return "train" in judge.key_document["folds"]
