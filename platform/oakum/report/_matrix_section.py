@@ -18,6 +18,7 @@ from oakum.report._matrix import (
 from oakum.report._numbers import number
 from oakum.report._overview import Overview, Setting, metric_keys, rate_text, shared_rate
 from oakum.report._palette import Look
+from oakum.report._phrases import listed
 from oakum.report._tables import baseline_first, figure_cell, first_class, matrix_table, row_head
 from oakum.report.statistics import Spread, spread
 
@@ -90,7 +91,7 @@ def _auc_note(values: Matrix) -> str:
     text += f"; chance is {number(values.chance, 'score')}. " if values.chance is not None else ". "
     text += "The scores rank records without a threshold, so no shadow model is used"
     if fitted:
-        text += f", but for {_listed(fitted)}, whose scores are fitted to one: trained like the target (matched) or "
+        text += f", but for {listed(fitted)}, whose scores are fitted to one: trained like the target (matched) or "
         text += "without any defense (vanilla)"
     return f"{text}."
 
@@ -106,7 +107,7 @@ def _balanced_note(values: Matrix) -> str:
         "the defense can train with it."
     )
     fixed = [attack for attack in values.attacks if attack not in values.paired]
-    return f"{text} The thresholds of {_listed(fixed)} need no shadow." if fixed else text
+    return f"{text} The thresholds of {listed(fixed)} need no shadow." if fixed else text
 
 
 def _rate_note(values: Matrix, rate: str) -> str:
@@ -243,7 +244,3 @@ def _footnotes(used: set[str]) -> Markup | None:
     }
     lines = [tag("p", f"{sign} {text}", class_="footnote") for sign, text in texts.items() if sign in used]
     return join(*lines) if lines else None
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

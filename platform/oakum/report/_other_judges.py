@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from oakum.records import CellRecord
+from oakum.report._phrases import listed
 from oakum.report.statistics import Direction, paired_difference, spread
 
 # Judge -> its mean top-1 of the baseline and of the setting.
@@ -49,7 +50,7 @@ def doubts_text(found: Doubts) -> str:
         f"{_NAMES.get(judge, judge)} ({_percent(before)} to {_percent(after)})"
         for judge, (before, after) in found.items()
     ]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return listed(names)
 
 
 def doubt_warnings(found: Mapping[str, Doubts]) -> list[str]:

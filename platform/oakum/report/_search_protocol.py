@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from oakum.report._markup import Markup, folded, join, pairs, tag
+from oakum.report._phrases import listed
 from oakum.report._search_view import GRID, SearchView, value_text
-from oakum.report._search_words import confirmation_seeds, counted, counts, listed, name_of
+from oakum.report._search_words import confirmation_seeds, counted, counts, name_of
 from oakum.report._tables import plain_table
 from oakum.search.population import FACTORS, REDRAWN_SHARE
 

@@ -6,11 +6,12 @@ from oakum.report import search_figures
 from oakum.report._marks import mark
 from oakum.report._markup import Markup, folded, join, tag
 from oakum.report._numbers import DASH, aim_text, number
+from oakum.report._phrases import listed
 from oakum.report._search_landscape import landscape
 from oakum.report._search_parallel import parameters
 from oakum.report._search_verdict import broken
 from oakum.report._search_view import GRID, Reading, SearchView, look_of, parameter_name, point_text, value_text
-from oakum.report._search_words import listed, missed_text, one_line
+from oakum.report._search_words import missed_text, one_line
 from oakum.report._sections import drawing
 from oakum.report._tables import MOST_OPEN_ROWS, plain_table
 from oakum.search.records import TrialRecord

@@ -8,6 +8,7 @@ from typing import Any
 
 from oakum.report._numbers import number
 from oakum.report._overview import Unit
+from oakum.report._phrases import listed
 from oakum.report._search_view import Reading, SearchView, parameter_name, point_text
 from oakum.search.records import TrialRecord
 
@@ -141,10 +142,6 @@ def name_of(entry: Any) -> str:
 
 def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
 def one_line(text: str, length: int = _ERROR_LENGTH) -> str:

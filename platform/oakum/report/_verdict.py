@@ -12,6 +12,7 @@ from typing import Literal
 from oakum.report._numbers import interval_text, mean_text, number, values_text
 from oakum.report._other_judges import doubts_text
 from oakum.report._overview import Column, Measurement, Overview, Setting
+from oakum.report._phrases import listed
 from oakum.report.statistics import SEEDS_FOR_INTERVAL, Difference, Direction
 
 Tone = Literal["good", "bad", "neutral"]
@@ -102,19 +103,19 @@ def _headline(outcomes: dict[str, Outcome]) -> str:
         return "One seed only: the differences below may be noise"
     parts = []
     if groups["lower"]:
-        parts.append(f"leaks less through {_listed(groups['lower'])}")
+        parts.append(f"leaks less through {listed(groups['lower'])}")
     if groups["higher"]:
-        parts.append(f"leaks more through {_listed(groups['higher'])}")
+        parts.append(f"leaks more through {listed(groups['higher'])}")
     if groups["disputed"]:
-        parts.append(f"the judges of {_listed(groups['disputed'])} do not agree")
+        parts.append(f"the judges of {listed(groups['disputed'])} do not agree")
     if groups["unclear"]:
-        parts.append(f"no consistent change for {_listed(groups['unclear'])}")
+        parts.append(f"no consistent change for {listed(groups['unclear'])}")
     if groups["equal"]:
-        parts.append(f"exactly the baseline's {_listed(groups['equal'])}")
+        parts.append(f"exactly the baseline's {listed(groups['equal'])}")
     if groups["chance"]:
-        parts.append(f"{_listed(groups['chance'])} at chance, with it and without")
+        parts.append(f"{listed(groups['chance'])} at chance, with it and without")
     if groups["none"]:
-        parts.append(f"nothing to compare for {_listed(groups['none'])}")
+        parts.append(f"nothing to compare for {listed(groups['none'])}")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
 
@@ -211,10 +212,6 @@ def tone(column: Column, difference: Difference, setting: Setting) -> Tone:
 
 def _all(count: int) -> str:
     return {1: "the one seed", 2: "both seeds"}.get(count, f"all {count} seeds")
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _capital(text: str) -> str:
